@@ -1,0 +1,215 @@
+//! Records as they lie in the ring buffers.
+
+#[cfg(feature = "user")]
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Record kinds: the first two bytes of a record.
+pub mod kind {
+    pub const EXEC: u16 = 1;
+    pub const FORK: u16 = 2;
+    pub const EXIT: u16 = 3;
+    pub const OPEN: u16 = 16;
+    pub const CHANGE: u16 = 17;
+    pub const PATH: u16 = 18;
+    pub const WRITE: u16 = 19;
+    pub const IO_URING: u16 = 20;
+    pub const CGROUP: u16 = 32;
+}
+
+/// Hook numbers: which program made a record, and the index into its loss counter.
+pub mod hook {
+    pub const EXEC: u16 = 0;
+    pub const FORK: u16 = 1;
+    pub const EXIT: u16 = 2;
+    pub const SYS_EXIT: u16 = 3;
+    pub const CTIME_SET: u16 = 4;
+    pub const CTIME_XCHG: u16 = 5;
+    pub const CTIME_SKIP: u16 = 6;
+    pub const IO_URING_SUBMIT: u16 = 7;
+    pub const CGROUP_MKDIR: u16 = 8;
+    /// Slots of the per-CPU counters; more than there are hooks, so that adding one moves nothing.
+    pub const COUNT: u32 = 64;
+}
+
+/// Length of `task_struct.comm`.
+pub const COMM_LEN: usize = 16;
+/// Most bytes of a path, as NUL-terminated components from the leaf up.
+pub const PATH_MAX: usize = 1024;
+/// Most bytes of an argument vector, NUL-separated as in `/proc/<pid>/cmdline`.
+pub const ARGV_MAX: usize = 1024;
+/// Most bytes of one path argument of a system call, its NUL included.
+pub const ARG_PATH_MAX: usize = 256;
+/// Most bytes of one path component, its NUL included.
+pub const NAME_MAX: usize = 256;
+
+/// Set in `flags` of a body when a path has more components or bytes than fit.
+pub const PATH_TRUNCATED: u32 = 1 << 0;
+/// Set in `flags` of a body when an argument vector has more bytes than fit.
+pub const ARGV_TRUNCATED: u32 = 1 << 1;
+/// The exec record's file has no link left or lies in memory only (`memfd`, unlinked).
+pub const EXE_DELETED: u32 = 1 << 2;
+
+/// What every record starts with: the acting task, and when.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(FromBytes, IntoBytes, Immutable, KnownLayout))]
+pub struct Header {
+    /// One of [`kind`].
+    pub kind: u16,
+    /// One of [`hook`].
+    pub hook: u16,
+    /// Length of the record in bytes, header and tail included.
+    pub len: u32,
+    /// `CLOCK_BOOTTIME` in ns.
+    pub time_ns: u64,
+    /// `start_boottime` of the thread group's leader in ns: with `tgid`, the process.
+    pub start_ns: u64,
+    /// Id of the task's cgroup in the v2 hierarchy: the inode number of its directory.
+    pub cgroup: u64,
+    /// The process, in the initial pid namespace.
+    pub tgid: u32,
+    /// The thread, in the initial pid namespace.
+    pub tid: u32,
+    /// Real user id, in the initial user namespace.
+    pub uid: u32,
+    /// Audit login uid; `u32::MAX` when unset.
+    pub login_uid: u32,
+    /// Inode number of the mount namespace; 0 when the task has none left.
+    pub mnt_ns: u32,
+    /// Inode number of the pid namespace that the task lives in; 0 when it has none left.
+    pub pid_ns: u32,
+    pub comm: [u8; COMM_LEN],
+}
+
+/// A program was executed. Tail: `path_len` bytes of path, then `argv_len` bytes of arguments.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(FromBytes, IntoBytes, Immutable, KnownLayout))]
+pub struct Exec {
+    pub header: Header,
+    /// Inode of the executed file.
+    pub ino: u64,
+    pub parent_start_ns: u64,
+    pub parent_tgid: u32,
+    pub dev: u32,
+    /// `PATH_TRUNCATED`, `ARGV_TRUNCATED`, `EXE_DELETED`.
+    pub flags: u32,
+    pub path_len: u16,
+    pub argv_len: u16,
+    /// Controlling terminal's name, NUL-padded; empty when there is none.
+    pub tty: [u8; 16],
+}
+
+/// A process was made; the header is the parent's.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(FromBytes, IntoBytes, Immutable, KnownLayout))]
+pub struct Fork {
+    pub header: Header,
+    pub child_start_ns: u64,
+    pub child_tgid: u32,
+    pub zero: u32,
+    /// The real parent by the kernel's books (`CLONE_PARENT` makes it another than the header's task).
+    pub parent_start_ns: u64,
+    pub parent_tgid: u32,
+    pub zero2: u32,
+}
+
+/// The last thread of a process ended.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(FromBytes, IntoBytes, Immutable, KnownLayout))]
+pub struct Exit {
+    pub header: Header,
+    /// As `wait(2)` reports it.
+    pub code: u32,
+    pub zero: u32,
+}
+
+/// A watched file, or a file below a watched directory, was opened for writing (`kind::OPEN`), or written through a
+/// descriptor that is older than the watch (`kind::WRITE`). Tail: `path_len` bytes of path.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(FromBytes, IntoBytes, Immutable, KnownLayout))]
+pub struct Open {
+    pub header: Header,
+    pub ino: u64,
+    /// The directory that holds the file.
+    pub parent_ino: u64,
+    pub dev: u32,
+    /// System call number, as the task's ABI counts.
+    pub syscall: u32,
+    /// `file->f_mode`.
+    pub mode: u32,
+    /// `file->f_flags`.
+    pub open_flags: u32,
+    /// Flags of the watched inode that matched.
+    pub watch: u32,
+    /// `PATH_TRUNCATED`.
+    pub flags: u32,
+    pub path_len: u16,
+    pub zero: [u8; 6],
+}
+
+/// A watched inode's change time was moved: content, links or directory entries changed.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(FromBytes, IntoBytes, Immutable, KnownLayout))]
+pub struct Change {
+    pub header: Header,
+    pub ino: u64,
+    pub dev: u32,
+    pub watch: u32,
+}
+
+/// A system call that names paths, mounts, or completes a change, succeeded. Tail: `len[0]` then `len[1]` bytes of path
+/// arguments as the caller passed them (hints: another thread may have changed them since).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(FromBytes, IntoBytes, Immutable, KnownLayout))]
+pub struct PathCall {
+    pub header: Header,
+    /// The watched inode that the call changed; 0 when unknown.
+    pub ino: u64,
+    pub dev: u32,
+    /// Flags of that inode; 0 when unknown.
+    pub watch: u32,
+    pub syscall: u32,
+    /// Class of the call: one of [`crate::syscall`].
+    pub class: u32,
+    pub len: [u16; 2],
+    pub zero: u32,
+}
+
+/// An io_uring request that can change a directory or open a file was submitted.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(FromBytes, IntoBytes, Immutable, KnownLayout))]
+pub struct IoUring {
+    pub header: Header,
+    /// `IORING_OP_*`.
+    pub opcode: u32,
+    pub zero: u32,
+}
+
+/// A cgroup of the v2 hierarchy was made. Tail: `path_len` bytes, the path below the root.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(FromBytes, IntoBytes, Immutable, KnownLayout))]
+pub struct Cgroup {
+    pub header: Header,
+    pub id: u64,
+    pub flags: u32,
+    pub path_len: u16,
+    pub zero: [u8; 2],
+}
+
+const _: () = assert!(size_of::<Header>() == 72);
+const _: () = assert!(size_of::<Exec>() == 72 + 16 + 16 + 16);
+const _: () = assert!(size_of::<Fork>() == 72 + 32);
+const _: () = assert!(size_of::<Exit>() == 72 + 8);
+const _: () = assert!(size_of::<Open>() == 72 + 48);
+const _: () = assert!(size_of::<Change>() == 72 + 16);
+const _: () = assert!(size_of::<PathCall>() == 72 + 32);
+const _: () = assert!(size_of::<IoUring>() == 72 + 8);
+const _: () = assert!(size_of::<Cgroup>() == 72 + 16);

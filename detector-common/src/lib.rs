@@ -1,0 +1,100 @@
+//! Layouts shared by the kernel programs and the agent.
+//!
+//! Every record starts with a [`Header`] and is followed by a fixed body and, for some kinds, a tail of bytes whose
+//! lengths the body gives. All integers are in the byte order of the host that wrote them. Kinds and hook numbers are
+//! explicit and gapped: a trace written today must stay readable when more are added.
+#![no_std]
+
+mod event;
+mod offsets;
+
+pub use event::*;
+pub use offsets::KernelOffsets;
+
+/// What a watched inode means to the agent: flags of the value in the `WATCHED` map.
+pub mod watch {
+    /// The inode is a manifest, or whatever a manifest symlink resolves to.
+    pub const FILE: u32 = 1 << 0;
+    /// The inode is a directory whose direct children kubelet reads.
+    pub const DIR: u32 = 1 << 1;
+    /// The inode is a directory on the way to a watched one: replacing an entry of it can change what kubelet reads.
+    pub const ANCESTOR: u32 = 1 << 2;
+    /// A watched directory below this one does not exist yet: opens at any depth below it are reported.
+    pub const SUBTREE: u32 = 1 << 3;
+}
+
+/// Key of the `WATCHED` map: an inode as the kernel names it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WatchKey {
+    /// `inode->i_ino`.
+    pub ino: u64,
+    /// `super_block->s_dev`: the kernel's internal encoding, `major << 20 | minor`.
+    pub dev: u32,
+    /// Always zero: the map compares padding too.
+    pub zero: u32,
+}
+
+impl WatchKey {
+    /// A key from the kernel's own device encoding.
+    #[must_use]
+    pub const fn new(dev: u32, ino: u64) -> Self {
+        Self { ino, dev, zero: 0 }
+    }
+}
+
+/// Most watched inodes at once: 10,000 manifests with their symlink targets and room to spare.
+pub const WATCHED_MAX: u32 = 65_536;
+
+/// Slots of the `SETTINGS` map, written by the agent while it runs.
+pub mod setting {
+    /// Number of directory levels above an opened file that are compared with the watched set; at least 1.
+    pub const DEPTH: u32 = 0;
+    /// Non-zero: writers that opened a watched inode before it was watched exist, so writes are resolved too.
+    pub const TRACK_WRITES: u32 = 1;
+    /// The agent's own thread group, whose acts are not reported.
+    pub const SELF: u32 = 2;
+    /// Non-zero: inode-change tracepoints are attached, so path syscalls that touched nothing watched stay in the kernel.
+    pub const PRECISE: u32 = 3;
+    /// How many slots there are.
+    pub const COUNT: u32 = 8;
+}
+
+/// Most directory levels that [`setting::DEPTH`] can ask for.
+pub const MAX_DEPTH: u32 = 12;
+
+/// What the agent wants to know about a system call, by its number: entries of the `SYSCALLS` table.
+pub mod syscall {
+    /// Not of interest.
+    pub const NONE: u8 = 0;
+    /// `open`: flags in the second argument.
+    pub const OPEN: u8 = 1;
+    /// `openat`: flags in the third argument.
+    pub const OPENAT: u8 = 2;
+    /// `creat`, `openat2`, `open_by_handle_at`: the opened file says how it was opened.
+    pub const OPEN_ANY: u8 = 3;
+    /// One path: `unlink`, `truncate`, `mkdir`, `rmdir`, `mknod`. The class of the `*at` forms is [`AT`] more.
+    pub const PATH: u8 = 16;
+    /// Two paths: `rename`, `link`, `symlink`.
+    pub const PATHS: u8 = 17;
+    /// Path in the second argument: the `*at` forms with one path.
+    pub const PATH_AT: u8 = 18;
+    /// Paths in the second and fourth arguments: `renameat`, `renameat2`, `linkat`.
+    pub const PATHS_AT: u8 = 19;
+    /// `symlinkat`: target in the first, path in the third argument.
+    pub const SYMLINK_AT: u8 = 20;
+    /// `mount`, `umount2`, `pivot_root`, `chroot`: always reported.
+    pub const MOUNT: u8 = 24;
+    /// `move_mount`: paths in the second and fourth arguments, always reported.
+    pub const MOVE_MOUNT: u8 = 25;
+    /// Write-like: `write`, `pwrite64`, `writev`, `ftruncate`, ...: descriptor in the first argument.
+    pub const WRITE_FD0: u8 = 32;
+    /// `splice`, `copy_file_range`: descriptor in the third argument.
+    pub const WRITE_FD2: u8 = 33;
+    /// `io_uring_enter`.
+    pub const IO_URING: u8 = 40;
+    /// Anything else that may follow a change of a watched inode (`close`, `fsync`, `msync`, `munmap`, `chmod`).
+    pub const AFTER: u8 = 48;
+    /// Entries for the native table; a compat (32-bit) table of the same size follows.
+    pub const TABLE: usize = 512;
+}

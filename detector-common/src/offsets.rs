@@ -1,0 +1,99 @@
+//! Where fields lie in the running kernel's structures.
+
+macro_rules! offsets {
+    ($($(#[$doc:meta])* $field:ident = $ty:literal . $path:literal;)*) => {
+        /// Byte offsets of kernel fields, resolved from the running kernel's BTF and written into the read-only
+        /// `OFFSETS` global before load, so that the verifier sees constants. [`KernelOffsets::MISSING`] marks a
+        /// field that this kernel does not have.
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub struct KernelOffsets {
+            $($(#[$doc])* pub $field: u32,)*
+        }
+
+        impl KernelOffsets {
+            /// Offset of a field that the running kernel does not have.
+            pub const MISSING: u32 = u32::MAX;
+            /// Every field: its name here, the kernel's type, and the member path inside it.
+            pub const FIELDS: &'static [(&'static str, &'static str, &'static str)] =
+                &[$((stringify!($field), $ty, $path),)*];
+            /// All fields missing.
+            pub const NONE: Self = Self { $($field: Self::MISSING,)* };
+
+            /// The field that [`Self::FIELDS`] lists at `index`, or `None` past the end.
+            pub fn field_mut(&mut self, index: usize) -> Option<&mut u32> {
+                let fields = [$(&mut self.$field,)*];
+                fields.into_iter().nth(index)
+            }
+
+            /// The offset of the field called `name`, or `None` when there is no such field here.
+            #[must_use]
+            pub fn get(&self, name: &str) -> Option<u32> {
+                match name {
+                    $(stringify!($field) => Some(self.$field),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+offsets! {
+    task_tgid = "task_struct"."tgid";
+    task_pid = "task_struct"."pid";
+    task_flags = "task_struct"."flags";
+    task_leader = "task_struct"."group_leader";
+    task_parent = "task_struct"."real_parent";
+    task_start = "task_struct"."start_boottime";
+    task_cred = "task_struct"."cred";
+    task_loginuid = "task_struct"."loginuid";
+    task_nsproxy = "task_struct"."nsproxy";
+    task_thread_pid = "task_struct"."thread_pid";
+    task_files = "task_struct"."files";
+    task_mm = "task_struct"."mm";
+    task_signal = "task_struct"."signal";
+    task_exit_code = "task_struct"."exit_code";
+    task_comm = "task_struct"."comm";
+    /// `thread_info.status` of x86: says whether the current system call is a 32-bit one.
+    task_ti_status = "task_struct"."thread_info.status";
+    cred_uid = "cred"."uid";
+    nsproxy_mnt = "nsproxy"."mnt_ns";
+    mnt_ns_inum = "mnt_namespace"."ns.inum";
+    pid_level = "pid"."level";
+    pid_numbers = "pid"."numbers";
+    upid_ns = "upid"."ns";
+    pid_ns_inum = "pid_namespace"."ns.inum";
+    signal_live = "signal_struct"."live";
+    signal_tty = "signal_struct"."tty";
+    tty_name = "tty_struct"."name";
+    mm_arg_start = "mm_struct"."arg_start";
+    mm_arg_end = "mm_struct"."arg_end";
+    files_fdt = "files_struct"."fdt";
+    fdt_max = "fdtable"."max_fds";
+    fdt_fd = "fdtable"."fd";
+    file_mode = "file"."f_mode";
+    file_flags = "file"."f_flags";
+    file_inode = "file"."f_inode";
+    file_mnt = "file"."f_path.mnt";
+    file_dentry = "file"."f_path.dentry";
+    inode_ino = "inode"."i_ino";
+    inode_sb = "inode"."i_sb";
+    inode_nlink = "inode"."i_nlink";
+    sb_dev = "super_block"."s_dev";
+    dentry_parent = "dentry"."d_parent";
+    dentry_inode = "dentry"."d_inode";
+    dentry_name = "dentry"."d_name.name";
+    vfsmount_root = "vfsmount"."mnt_root";
+    mount_mnt = "mount"."mnt";
+    mount_parent = "mount"."mnt_parent";
+    mount_mountpoint = "mount"."mnt_mountpoint";
+    bprm_file = "linux_binprm"."file";
+    kiocb_opcode = "io_kiocb"."opcode";
+    cgroup_kn = "cgroup"."kn";
+    kn_id = "kernfs_node"."id";
+    x86_regs_orig_ax = "pt_regs"."orig_ax";
+    x86_regs_di = "pt_regs"."di";
+    x86_regs_si = "pt_regs"."si";
+    x86_regs_dx = "pt_regs"."dx";
+    x86_regs_r10 = "pt_regs"."r10";
+}

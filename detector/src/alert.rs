@@ -1,0 +1,123 @@
+//! Alerts: the stable contract with whoever reads them.
+
+use serde::{Deserialize, Serialize};
+
+/// How bad it is. Ordered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    Info,
+    Low,
+    Medium,
+    High,
+    Critical,
+}
+
+/// One alert: a line of JSON on stdout. Fields are only ever added.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Alert {
+    /// RFC 3339 with nanoseconds, UTC: when the act happened, or was found when no act was seen.
+    pub time: String,
+    pub node: String,
+    pub severity: Severity,
+    pub technique: Technique,
+    pub title: String,
+    /// What raised the severity, most important first, in words.
+    pub reasons: Vec<String>,
+    pub origin: Origin,
+    /// Who did it; `None` when no hook saw an act.
+    pub process: Option<Process>,
+    pub container: Option<Container>,
+    pub pod: Option<Pod>,
+    pub file: Option<File>,
+    /// What the manifest asks for, when the alert is about one that parses.
+    pub manifest: Option<crate::manifest::Manifest>,
+    pub evidence: Vec<Evidence>,
+    pub trace: TraceRef,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Technique {
+    pub id: &'static str,
+    pub name: &'static str,
+    pub tactic: &'static str,
+    pub attack: &'static [&'static str],
+    pub microsoft: &'static [&'static str],
+}
+
+/// Where the acting process lives. Three different values: not knowing is not "host".
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Origin {
+    Host,
+    Container,
+    Unknown,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Process {
+    pub pid: u32,
+    /// RFC 3339; `None` when only the pid is known.
+    pub start_time: Option<String>,
+    pub exe: String,
+    pub argv: Vec<String>,
+    pub argv_truncated: bool,
+    pub uid: u32,
+    pub login_uid: Option<u32>,
+    pub tty: Option<String>,
+    pub cgroup: Option<String>,
+    /// Parent first, up to the root.
+    pub ancestors: Vec<Ancestor>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Ancestor {
+    pub pid: u32,
+    pub exe: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Container {
+    pub id: String,
+    pub name: Option<String>,
+    pub image: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Pod {
+    pub namespace: String,
+    pub name: String,
+    pub uid: String,
+}
+
+/// The file that the alert is about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct File {
+    /// As kubelet names it.
+    pub path: String,
+    pub sha256: Option<String>,
+    pub size: Option<u64>,
+    /// `added`, `modified`, `removed`, `directory replaced`, `directory removed`.
+    pub change: &'static str,
+    /// Digest of what it was before.
+    pub previous_sha256: Option<String>,
+    pub symlink: Option<String>,
+}
+
+/// A record behind the alert.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Evidence {
+    /// Record kind: `open`, `change`, `path`, `manifest`, ...
+    pub kind: &'static str,
+    /// Hook name; `None` for records that no kernel hook made.
+    pub hook: Option<&'static str>,
+    pub sequence: u64,
+    /// What it adds, in words: `openat for writing`, `rename /tmp/x -> /etc/...`.
+    pub detail: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct TraceRef {
+    /// Sequence number of the record that completed the finding.
+    pub sequence: u64,
+}

@@ -1,0 +1,223 @@
+//! The one stream: everything that the agent knows arrives as a [`Record`].
+//!
+//! A source does I/O and yields records; nothing behind a source reads a clock, a file, a socket or the environment.
+//! Time is the record's own, in nanoseconds of `CLOCK_BOOTTIME`; [`Start::boot_time_ns`] turns it into wall time.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+/// Nanoseconds of `CLOCK_BOOTTIME` of the recorded host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct BootNs(pub u64);
+
+/// A process, told apart from later ones with the same pid.
+///
+/// The start is in clock ticks (1/100 s) of `CLOCK_BOOTTIME`: the resolution that `/proc/<pid>/stat` has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ProcessKey {
+    /// Thread-group id in the initial pid namespace.
+    pub pid: u32,
+    /// Start in clock ticks since boot.
+    pub start: u64,
+}
+
+impl ProcessKey {
+    /// Nanoseconds in a clock tick: `USER_HZ` is 100 on every architecture that we build for.
+    pub const TICK_NS: u64 = 10_000_000;
+
+    /// The key of a process whose start the kernel gives in nanoseconds.
+    #[must_use]
+    pub fn from_ns(pid: u32, start_ns: u64) -> Self {
+        Self { pid, start: start_ns / Self::TICK_NS }
+    }
+}
+
+/// An inode as the kernel names it: `s_dev` in the kernel's internal encoding (`major << 20 | minor`), and `i_ino`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct InodeKey {
+    pub dev: u32,
+    pub ino: u64,
+}
+
+/// One item of the stream.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// Position in the stream, from 1, without gaps.
+    pub seq: u64,
+    pub time: BootNs,
+    pub body: Body,
+}
+
+/// What a record says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Body {
+    /// Always the first record.
+    Start(Start),
+    /// A process that was there before the agent.
+    Process(ProcessSeed),
+    /// A cgroup that was there before the agent.
+    Cgroup { id: u64, path: String },
+    /// A record as the kernel wrote it, undecoded: see [`crate::decode`].
+    Kernel { raw: Bytes },
+    /// The set of watched manifest directories, now; sent at start and whenever it changes.
+    Watched(Watched),
+    /// What kubelet would read changed.
+    Manifest(ManifestChange),
+    /// Records were lost.
+    Loss(Loss),
+    /// Time passes; sent by the live source about once a second so that windows close on an idle node.
+    Tick,
+}
+
+/// The recorded host.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Start {
+    pub agent_version: String,
+    pub node: String,
+    pub kernel: String,
+    /// Wall time of boot in ns since the epoch: wall time = `boot_time_ns` + record time.
+    pub boot_time_ns: u64,
+    /// Inode numbers of the initial process's namespaces: what "on the host" means.
+    pub host_mnt_ns: u32,
+    pub host_pid_ns: u32,
+    pub hooks: Vec<HookState>,
+}
+
+/// One hook, and whether it works here.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HookState {
+    pub name: String,
+    /// `tracepoint`, later `lsm`, `fentry`, `kprobe`; `None` when nothing could be attached.
+    pub backend: Option<String>,
+    /// Why it is not attached.
+    pub reason: Option<String>,
+    pub required: bool,
+}
+
+/// A process as `/proc` shows it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ProcessSeed {
+    pub pid: u32,
+    /// Clock ticks since boot, field 22 of `/proc/<pid>/stat`.
+    pub start: u64,
+    pub parent_pid: u32,
+    pub exe: String,
+    pub argv: Vec<String>,
+    pub argv_truncated: bool,
+    pub uid: u32,
+    pub login_uid: Option<u32>,
+    pub tty: Option<String>,
+    pub cgroup_id: u64,
+    pub mnt_ns: u32,
+    pub pid_ns: u32,
+}
+
+/// The directories that are watched, and why.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Watched {
+    pub dirs: Vec<WatchedDir>,
+}
+
+/// A directory (or single file) that a kubelet reads static pods from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WatchedDir {
+    /// As kubelet names it, in kubelet's mount namespace.
+    pub path: String,
+    pub reason: WatchReason,
+    /// The kubelet whose view this is; `None` for the agent's own view.
+    pub kubelet_pid: Option<u32>,
+    pub state: DirState,
+}
+
+/// Why a directory is watched.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WatchReason {
+    /// `--manifest-dir`.
+    Flag,
+    /// A running kubelet's command line.
+    KubeletFlag,
+    /// A running kubelet's configuration file or drop-in, whose path this is.
+    KubeletConfig(String),
+    /// The default of kubeadm or of a distribution.
+    Default(String),
+}
+
+/// What stands at a watched path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DirState {
+    /// A directory, with its inode.
+    Present(InodeKey),
+    /// kubelet reads a single file.
+    File(InodeKey),
+    Missing,
+    /// There is something, and it cannot be read as a directory.
+    Unreadable(String),
+}
+
+/// One change of what kubelet would read, or of what lies in wait beside it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ManifestChange {
+    /// The watched directory, as kubelet names it.
+    pub dir: String,
+    pub dir_inode: Option<InodeKey>,
+    /// Entry name inside `dir`, lossily decoded; empty when the change is of the directory itself.
+    pub name: String,
+    pub change: ChangeKind,
+    /// False for what kubelet ignores: a leading dot, a subdirectory.
+    pub visible: bool,
+    /// The file that the entry resolves to, after the change.
+    pub after: Option<ManifestFile>,
+    /// And before it.
+    pub before: Option<ManifestFile>,
+    /// When the view last saw the state before: the acts behind the change happened later than this.
+    pub since: BootNs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChangeKind {
+    /// Was there when the agent started, or when it began to watch the directory: never an alert by itself.
+    Present,
+    Added,
+    Modified,
+    Removed,
+    /// The directory appeared, or another one stands in its place (renamed in, mounted over).
+    DirReplaced,
+    DirRemoved,
+}
+
+/// A manifest as read.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ManifestFile {
+    pub inode: InodeKey,
+    /// Where the entry's symlink leads, when it is one.
+    pub symlink: Option<String>,
+    pub size: u64,
+    pub mode: u32,
+    pub uid: u32,
+    /// Lower-case hex of the SHA-256 of the bytes read; `None` when nothing could be read.
+    pub sha256: Option<String>,
+    /// The content, at most [`MANIFEST_KEEP`] bytes of it.
+    pub content: Bytes,
+    /// The file is longer than what was read.
+    pub truncated: bool,
+    /// Why it could not be read: a fifo, a device, a dangling symlink, an I/O error.
+    pub unreadable: Option<String>,
+}
+
+/// Most bytes of a manifest that a record keeps. kubelet itself reads up to 10 MiB (`maxConfigLength`).
+pub const MANIFEST_KEEP: usize = 256 * 1024;
+
+/// Records that a hook could not deliver since the last such record.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Loss {
+    pub hook: String,
+    pub cpu: u32,
+    pub lost: u64,
+    /// What was lost could have raised an alert.
+    pub alerting: bool,
+}
