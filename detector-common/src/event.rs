@@ -27,6 +27,8 @@ pub mod hook {
     pub const CTIME_SKIP: u16 = 6;
     pub const IO_URING_SUBMIT: u16 = 7;
     pub const CGROUP_MKDIR: u16 = 8;
+    /// Not a hook: the scratch slot for path calls, apart from that of opens.
+    pub const PATHS_SCRATCH: u16 = 9;
     /// Slots of the per-CPU counters; more than there are hooks, so that adding one moves nothing.
     pub const COUNT: u32 = 64;
 }
@@ -178,7 +180,8 @@ pub struct PathCall {
     /// Class of the call: one of [`crate::syscall`].
     pub class: u32,
     pub len: [u16; 2],
-    pub zero: u32,
+    /// 1 when a 32-bit caller's number is in `syscall`.
+    pub compat: u32,
 }
 
 /// An io_uring request that can change a directory or open a file was submitted.

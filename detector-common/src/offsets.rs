@@ -92,6 +92,8 @@ offsets! {
     cgroup_kn = "cgroup"."kn";
     kn_id = "kernfs_node"."id";
     x86_regs_orig_ax = "pt_regs"."orig_ax";
+    x86_regs_bx = "pt_regs"."bx";
+    x86_regs_cx = "pt_regs"."cx";
     x86_regs_di = "pt_regs"."di";
     x86_regs_si = "pt_regs"."si";
     x86_regs_dx = "pt_regs"."dx";

@@ -1,6 +1,27 @@
+//! Kernel programs of the detector: one behaviour a file; maps, emission, task and dentry walks apart.
 #![no_std]
 #![no_main]
+// For the one atomic addition in `watched`.
+#![feature(asm_experimental_arch)]
+
+mod cgroup;
+mod change;
+mod emit;
+mod io_uring;
+mod kernel;
+mod maps;
+mod path;
+mod process;
+mod syscall;
+mod watched;
+
+#[cfg(not(test))]
 #[panic_handler]
-fn panic(_: &core::panic::PanicInfo) -> ! {
+fn panic(_info: &core::panic::PanicInfo) -> ! {
     loop {}
 }
+
+/// The kernel offers most tracing helpers to GPL-compatible programs only.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 4] = *b"GPL\0";

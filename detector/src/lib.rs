@@ -6,3 +6,4 @@ pub mod alert;
 pub mod decode;
 pub mod manifest;
 pub mod record;
+pub mod source;

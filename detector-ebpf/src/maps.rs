@@ -1,0 +1,89 @@
+//! Maps and read-only globals.
+
+use aya_ebpf::{
+    macros::map,
+    maps::{Array, HashMap, PerCpuArray, RingBuf},
+};
+use detector_common::{KernelOffsets, WATCHED_MAX, WatchKey, hook, setting, syscall};
+
+/// Field offsets of the running kernel. Read-only once loaded, so the verifier sees constants.
+#[unsafe(no_mangle)]
+static OFFSETS: KernelOffsets = KernelOffsets::NONE;
+
+/// Class of each system call: native numbers, then those of 32-bit callers.
+#[unsafe(no_mangle)]
+static SYSCALLS: [u8; 2 * syscall::TABLE] = [0; 2 * syscall::TABLE];
+
+/// Events that can raise an alert.
+#[map]
+pub static ALERTING: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
+
+/// Context. Its flood cannot cost an alerting event.
+#[map]
+pub static CONTEXT: RingBuf = RingBuf::with_byte_size(8 << 20, 0);
+
+/// Events lost per hook and CPU.
+#[map]
+pub static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(hook::COUNT, 0);
+
+/// Watched inodes and what they are ([`detector_common::watch`]).
+#[map]
+pub static WATCHED: HashMap<WatchKey, u32> = HashMap::with_max_entries(WATCHED_MAX, 0);
+
+/// Written by the agent while it runs ([`setting`]).
+#[map]
+pub static SETTINGS: Array<u32> = Array::with_max_entries(setting::COUNT, 0);
+
+/// A watched inode that a thread changed in the system call it is in.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Touch {
+    pub key: WatchKey,
+    pub watch: u32,
+    pub zero: u32,
+}
+
+/// Threads that changed a watched inode and have not left their system call yet, by `pid_tgid`.
+#[map]
+pub static TOUCHED: HashMap<u64, Touch> = HashMap::with_max_entries(4096, 0);
+
+/// How many entries `TOUCHED` has: with none, a system call's exit costs no hash look-up.
+#[map]
+pub static TOUCHES: Array<i64> = Array::with_max_entries(1, 0);
+
+/// Where records with a tail are put together: larger than the stack, one slot a hook, so that a hook that interrupts
+/// another never writes into its record.
+pub const SCRATCH_LEN: usize = 4096;
+
+#[repr(C, align(8))]
+pub struct Scratch(pub [u8; SCRATCH_LEN]);
+
+#[map]
+pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(10, 0);
+
+/// One field's offset, as a constant to the verifier.
+macro_rules! offset {
+    ($field:ident) => {
+        $crate::maps::offset_at(core::mem::offset_of!(detector_common::KernelOffsets, $field))
+    };
+}
+pub(crate) use offset;
+
+#[inline(always)]
+pub fn offset_at(field: usize) -> usize {
+    // SAFETY: `field` is the offset of a u32 of `OFFSETS`. Volatile, because the agent replaces the value before load.
+    unsafe { core::ptr::read_volatile((&raw const OFFSETS).cast::<u8>().add(field).cast::<u32>()) as usize }
+}
+
+/// Class of system call `index`; the table's length bounds it for the verifier.
+#[inline(always)]
+pub fn syscall_class(index: usize) -> u8 {
+    let index = index & (2 * syscall::TABLE - 1);
+    // SAFETY: the mask keeps `index` inside the table.
+    unsafe { core::ptr::read_volatile((&raw const SYSCALLS).cast::<u8>().add(index)) }
+}
+
+#[inline(always)]
+pub fn setting(index: u32) -> u32 {
+    SETTINGS.get(index).copied().unwrap_or(0)
+}

@@ -1,0 +1,126 @@
+//! Processes coming, changing program and going: context for everything else.
+
+use aya_ebpf::{helpers::generated::bpf_probe_read_user, macros::btf_tracepoint, programs::BtfTracePointContext};
+use detector_common::{ARGV_MAX, ARGV_TRUNCATED, EXE_DELETED, Exec, Exit, Fork, PATH_MAX, hook, kind};
+
+use crate::{
+    emit::{self, Ring},
+    kernel::{self, Ptr, arg},
+    maps::{SCRATCH_LEN, offset},
+    path, watched,
+};
+
+/// `sched_process_exec(struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm)`, since 3.4.
+#[btf_tracepoint(function = "sched_process_exec")]
+pub fn process_exec(ctx: BtfTracePointContext) -> i32 {
+    if exec(Ptr(arg(&ctx, 0)), Ptr(arg(&ctx, 2))).is_none() {
+        emit::lost(hook::EXEC);
+    }
+    0
+}
+
+#[inline(always)]
+fn exec(task: Ptr, bprm: Ptr) -> Option<()> {
+    const BODY: usize = size_of::<Exec>();
+    let scratch = emit::scratch(hook::EXEC)?;
+    let record = scratch.cast::<Exec>();
+    kernel::header(record.cast(), kind::EXEC, hook::EXEC, task);
+    let file = bprm.follow(offset!(bprm_file))?;
+    let inode = file.follow(offset!(file_inode))?;
+    let parent = task.follow(offset!(task_parent)).and_then(|parent| parent.follow(offset!(task_leader)));
+    let tty = task
+        .follow(offset!(task_signal))
+        .and_then(|signal| signal.follow(offset!(signal_tty)))
+        .and_then(|tty| tty.read::<[u8; 16]>(offset!(tty_name)));
+    let (path_len, mut flags) = path::write(file, scratch.cast(), BODY);
+    let path_len = path_len & (2 * PATH_MAX - 1);
+    let argv_len = argv(task, scratch.cast(), BODY + path_len, &mut flags);
+    if inode.read::<u32>(offset!(inode_nlink)) == Some(0) {
+        flags |= EXE_DELETED;
+    }
+    // SAFETY: the slot is longer than the body.
+    unsafe {
+        (*record).ino = inode.read(offset!(inode_ino)).unwrap_or(0);
+        (*record).dev = inode.follow(offset!(inode_sb)).and_then(|sb| sb.read(offset!(sb_dev))).unwrap_or(0);
+        (*record).parent_tgid = parent.and_then(|parent| parent.read(offset!(task_tgid))).unwrap_or(0);
+        (*record).parent_start_ns = parent.and_then(|parent| parent.read(offset!(task_start))).unwrap_or(0);
+        (*record).flags = flags;
+        (*record).path_len = path_len as u16;
+        (*record).argv_len = argv_len as u16;
+        (*record).tty = tty.unwrap_or([0; 16]);
+    }
+    emit::scratched(Ring::Context, hook::EXEC, scratch, BODY + path_len + argv_len);
+    Some(())
+}
+
+/// Copies the argument vector as the new program has it in memory, NUL-separated.
+#[inline(always)]
+fn argv(task: Ptr, out: *mut u8, at: usize, flags: &mut u32) -> usize {
+    let Some(mm) = task.follow(offset!(task_mm)) else { return 0 };
+    let (Some(start), Some(end)) = (mm.read::<usize>(offset!(mm_arg_start)), mm.read::<usize>(offset!(mm_arg_end)))
+    else {
+        return 0;
+    };
+    let mut len = end.wrapping_sub(start);
+    if len > ARGV_MAX {
+        len = ARGV_MAX;
+        *flags |= ARGV_TRUNCATED;
+    }
+    let at = at & (SCRATCH_LEN / 2 - 1);
+    // SAFETY: the mask keeps `at` in the lower half of the slot, and `len` is at most half of the upper one.
+    let failed = unsafe { bpf_probe_read_user(out.add(at).cast(), len as u32, start as *const _) };
+    if failed == 0 { len } else { 0 }
+}
+
+/// `sched_process_fork(struct task_struct *parent, struct task_struct *child)`, since 2.6.33. The child does not run yet.
+#[btf_tracepoint(function = "sched_process_fork")]
+pub fn process_fork(ctx: BtfTracePointContext) -> i32 {
+    fork(Ptr(arg(&ctx, 0)), Ptr(arg(&ctx, 1)));
+    0
+}
+
+#[inline(always)]
+fn fork(task: Ptr, child: Ptr) -> Option<()> {
+    let tgid: u32 = child.read(offset!(task_tgid))?;
+    if child.read::<u32>(offset!(task_pid))? != tgid {
+        return None; // A thread is no process.
+    }
+    let parent = child.follow(offset!(task_parent)).and_then(|parent| parent.follow(offset!(task_leader)));
+    emit::fixed(Ring::Context, kind::FORK, hook::FORK, task, |record: *mut Fork| {
+        // SAFETY: `record` points to reserved ring-buffer memory.
+        unsafe {
+            (*record).child_tgid = tgid;
+            (*record).child_start_ns = child.read(offset!(task_start)).unwrap_or(0);
+            (*record).zero = 0;
+            (*record).parent_tgid = parent.and_then(|parent| parent.read(offset!(task_tgid))).unwrap_or(0);
+            (*record).parent_start_ns = parent.and_then(|parent| parent.read(offset!(task_start))).unwrap_or(0);
+            (*record).zero2 = 0;
+        }
+    });
+    Some(())
+}
+
+/// `sched_process_exit(struct task_struct *p, ...)`, since 2.6.33, for every thread.
+#[btf_tracepoint(function = "sched_process_exit")]
+pub fn process_exit(ctx: BtfTracePointContext) -> i32 {
+    exit(Ptr(arg(&ctx, 0)));
+    0
+}
+
+#[inline(always)]
+fn exit(task: Ptr) -> Option<()> {
+    // A thread that dies after a page fault changed something leaves nothing behind.
+    let _ = watched::take_touch(kernel::current_id());
+    // Counted down before this tracepoint: zero when this was the last thread.
+    if task.follow(offset!(task_signal))?.read::<u32>(offset!(signal_live))? != 0 {
+        return None;
+    }
+    emit::fixed(Ring::Context, kind::EXIT, hook::EXIT, task, |record: *mut Exit| {
+        // SAFETY: `record` points to reserved ring-buffer memory.
+        unsafe {
+            (*record).code = task.read(offset!(task_exit_code)).unwrap_or(0);
+            (*record).zero = 0;
+        }
+    });
+    Some(())
+}

@@ -1,0 +1,203 @@
+//! Successful system calls that open for writing, name paths, mount, or complete a change.
+//!
+//! The hook runs at `sys_exit`: the kernel has done the thing, and its own structures say to what. A descriptor is
+//! resolved through the task's file table to the real inode, so there is no window between check and use.
+
+use aya_ebpf::{helpers::generated::bpf_probe_read_user_str, macros::btf_tracepoint, programs::BtfTracePointContext};
+use detector_common::{
+    ARG_PATH_MAX, Open, PathCall, hook, kind, setting,
+    syscall::{self as class, TABLE},
+    watch,
+};
+
+use crate::{
+    emit::{self, Ring},
+    kernel::{self, Ptr, arg, current, current_id, load},
+    maps::{SCRATCH_LEN, Touch, offset, setting, syscall_class},
+    path, watched,
+};
+
+const O_ACCMODE: u64 = 0o3;
+const O_CREAT: u64 = 0o100;
+const O_TRUNC: u64 = 0o1000;
+const FMODE_WRITE: u32 = 1 << 1;
+/// The open made the file. Since 4.19.
+const FMODE_CREATED: u32 = 1 << 20;
+/// `thread_info.status`: the current system call is a 32-bit one.
+const TS_COMPAT: u32 = 0x2;
+
+/// An empty program on the same hook: the floor that the benchmark compares with.
+#[btf_tracepoint(function = "sys_exit")]
+pub fn floor(_ctx: BtfTracePointContext) -> i32 {
+    0
+}
+
+/// `sys_exit(struct pt_regs *regs, long ret)`, since 2.6.30.
+#[btf_tracepoint(function = "sys_exit")]
+pub fn sys_exit(ctx: BtfTracePointContext) -> i32 {
+    let ret = arg(&ctx, 1) as i64;
+    if ret < 0 {
+        return 0; // It failed: nothing happened.
+    }
+    let regs: *const u8 = ctx.arg(0);
+    // SAFETY: the first argument is a `struct pt_regs *`.
+    let number = unsafe { load::<u64>(regs, offset!(x86_regs_orig_ax)) } as usize & (TABLE - 1);
+    let native = syscall_class(number);
+    let compat = syscall_class(number + TABLE);
+    if native | compat == class::NONE {
+        return 0;
+    }
+    // The bulk: opens for reading only. The flags are the kernel's own copy of the register.
+    if compat == class::NONE && (native == class::OPENAT || native == class::OPEN) {
+        // SAFETY: as above.
+        let flags = unsafe {
+            if native == class::OPENAT {
+                load::<u64>(regs, offset!(x86_regs_dx))
+            } else {
+                load::<u64>(regs, offset!(x86_regs_si))
+            }
+        };
+        if flags & (O_ACCMODE | O_CREAT | O_TRUNC) == 0 {
+            return 0;
+        }
+    }
+    dispatch(Ptr(regs as usize), ret, number, native, compat);
+    0
+}
+
+/// A system call on its way out.
+struct Call {
+    regs: Ptr,
+    number: u32,
+    class: u8,
+    compat: bool,
+}
+
+impl Call {
+    /// The `n`th argument, from 0 to 3.
+    #[inline(always)]
+    fn arg(&self, n: u32) -> u64 {
+        let field = match (self.compat, n) {
+            (false, 0) => offset!(x86_regs_di),
+            (false, 1) => offset!(x86_regs_si),
+            (false, 2) => offset!(x86_regs_dx),
+            (false, _) => offset!(x86_regs_r10),
+            (true, 0) => offset!(x86_regs_bx),
+            (true, 1) => offset!(x86_regs_cx),
+            (true, 2) => offset!(x86_regs_dx),
+            (true, _) => offset!(x86_regs_si),
+        };
+        self.regs.read(field).unwrap_or(0)
+    }
+}
+
+#[inline(always)]
+fn dispatch(regs: Ptr, ret: i64, number: usize, native: u8, compat: u8) {
+    let task = current();
+    let is_compat = compat != class::NONE && task.read::<u32>(offset!(task_ti_status)).unwrap_or(0) & TS_COMPAT != 0;
+    let class = if is_compat { compat } else { native };
+    let call = Call { regs, number: number as u32, class, compat: is_compat };
+    let touch = watched::take_touch(current_id());
+    match class {
+        class::NONE => {}
+        class::OPEN | class::OPENAT | class::OPEN_ANY => open(task, &call, kind::OPEN, ret as u32),
+        class::MOUNT | class::MOVE_MOUNT => paths(task, &call, touch, Ring::Alerting),
+        class::WRITE_FD0 | class::WRITE_FD2 | class::IO_URING | class::AFTER => {
+            if touch.is_some_and(|touch| touch.watch & (watch::FILE | watch::DIR) != 0) {
+                paths(task, &call, touch, Ring::Alerting);
+            } else if setting(setting::TRACK_WRITES) != 0 && (class == class::WRITE_FD0 || class == class::WRITE_FD2) {
+                let fd = call.arg(if class == class::WRITE_FD0 { 0 } else { 2 });
+                open(task, &call, kind::WRITE, fd as u32);
+            }
+        }
+        _ => match touch {
+            Some(touch) if touch.watch & (watch::FILE | watch::DIR) != 0 => {
+                paths(task, &call, Some(touch), Ring::Alerting);
+            }
+            Some(_) => paths(task, &call, touch, Ring::ContextNow),
+            None if setting(setting::PRECISE) == 0 => paths(task, &call, None, Ring::ContextNow),
+            None => {}
+        },
+    }
+}
+
+/// Reports a descriptor whose file is watched: one just opened for writing, or one just written through.
+#[inline(always)]
+fn open(task: Ptr, call: &Call, kind: u16, fd: u32) {
+    const BODY: usize = size_of::<Open>();
+    let Some(file) = kernel::file_of(task, fd) else { return };
+    let mode = file.read::<u32>(offset!(file_mode)).unwrap_or(0);
+    if mode & (FMODE_WRITE | FMODE_CREATED) == 0 {
+        // Read-only and nothing made: only truncation is left, which is in the flags, where they are in a register.
+        let flags = match call.class {
+            class::OPEN => call.arg(1),
+            class::OPENAT => call.arg(2),
+            _ => O_TRUNC,
+        };
+        if flags & O_TRUNC == 0 {
+            return;
+        }
+    }
+    let Some(found) = watched::file(file) else { return };
+    let Some(scratch) = emit::scratch(hook::SYS_EXIT) else { return };
+    let record = scratch.cast::<Open>();
+    kernel::header(record.cast(), kind, hook::SYS_EXIT, task);
+    let (path_len, flags) = path::write(file, scratch.cast(), BODY);
+    // SAFETY: the slot is longer than the body.
+    unsafe {
+        (*record).ino = found.key.ino;
+        (*record).parent_ino = found.parent_ino;
+        (*record).dev = found.key.dev;
+        (*record).syscall = call.number;
+        (*record).mode = mode;
+        (*record).open_flags = file.read(offset!(file_flags)).unwrap_or(0);
+        (*record).watch = found.watch;
+        (*record).flags = flags;
+        (*record).path_len = path_len as u16;
+        (*record).zero = [0; 6];
+    }
+    let ring = if found.watch == watch::SUBTREE { Ring::ContextNow } else { Ring::Alerting };
+    emit::scratched(ring, hook::SYS_EXIT, scratch, BODY + path_len);
+}
+
+/// Reports a call with the paths that it was given.
+#[inline(always)]
+fn paths(task: Ptr, call: &Call, touch: Option<Touch>, ring: Ring) {
+    const BODY: usize = size_of::<PathCall>();
+    let Some(scratch) = emit::scratch(hook::PATHS_SCRATCH) else { return };
+    let record = scratch.cast::<PathCall>();
+    kernel::header(record.cast(), kind::PATH, hook::SYS_EXIT, task);
+    let (first, second) = match call.class {
+        class::PATH => (Some(0), None),
+        class::PATHS | class::MOUNT => (Some(0), Some(1)),
+        class::PATH_AT => (Some(1), None),
+        class::PATHS_AT | class::MOVE_MOUNT => (Some(1), Some(3)),
+        class::SYMLINK_AT => (Some(0), Some(2)),
+        _ => (None, None),
+    };
+    let first = user_path(call, first, scratch.cast(), BODY);
+    let second = user_path(call, second, scratch.cast(), BODY + first);
+    let touch = touch.unwrap_or(Touch { key: detector_common::WatchKey::new(0, 0), watch: 0, zero: 0 });
+    // SAFETY: the slot is longer than the body.
+    unsafe {
+        (*record).ino = touch.key.ino;
+        (*record).dev = touch.key.dev;
+        (*record).watch = touch.watch;
+        (*record).syscall = call.number;
+        (*record).class = u32::from(call.class);
+        (*record).len = [first as u16, second as u16];
+        (*record).compat = u32::from(call.compat);
+    }
+    emit::scratched(ring, hook::SYS_EXIT, scratch, BODY + first + second);
+}
+
+/// Copies a path argument, if the call has one there, to `out` from `at` on. Returns its length with the NUL.
+#[inline(always)]
+fn user_path(call: &Call, n: Option<u32>, out: *mut u8, at: usize) -> usize {
+    let Some(n) = n else { return 0 };
+    let at = at & (SCRATCH_LEN / 2 - 1);
+    // SAFETY: the mask keeps `at` in the lower half of the slot; the argument is shorter than the upper half.
+    let read =
+        unsafe { bpf_probe_read_user_str(out.add(at).cast(), ARG_PATH_MAX as u32, call.arg(n) as usize as *const _) };
+    if read <= 0 { 0 } else { read as usize & (2 * ARG_PATH_MAX - 1) }
+}

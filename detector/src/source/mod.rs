@@ -1,0 +1,3 @@
+//! Sources: the only code that does I/O to learn what happened. Each yields records.
+
+pub mod kernel;
