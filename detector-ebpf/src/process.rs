@@ -1,7 +1,7 @@
 //! Processes coming, changing program and going: context for everything else.
 
 use aya_ebpf::{helpers::generated::bpf_probe_read_user, macros::btf_tracepoint, programs::BtfTracePointContext};
-use detector_common::{ARGV_MAX, ARGV_TRUNCATED, EXE_DELETED, Exec, Exit, Fork, PATH_MAX, hook, kind};
+use detector_common::{ARGV_MAX, ARGV_TRUNCATED, EXE_DELETED, Exec, Exit, Fork, hook, kind};
 
 use crate::{
     emit::{self, Ring},
@@ -32,8 +32,10 @@ fn exec(task: Ptr, bprm: Ptr) -> Option<()> {
         .follow(offset!(task_signal))
         .and_then(|signal| signal.follow(offset!(signal_tty)))
         .and_then(|tty| tty.read::<[u8; 16]>(offset!(tty_name)));
-    let (path_len, mut flags) = path::write(file, scratch.cast(), BODY);
-    let path_len = path_len & (2 * PATH_MAX - 1);
+    // SAFETY: `record` lies in this hook's scratch slot.
+    let path = unsafe { path::Length::new(&raw mut (*record).path_len) };
+    let mut flags = path::write(file, scratch.cast(), BODY, path);
+    let path_len = path.get();
     let argv_len = argv(task, scratch.cast(), BODY + path_len, &mut flags);
     if inode.read::<u32>(offset!(inode_nlink)) == Some(0) {
         flags |= EXE_DELETED;
@@ -45,7 +47,6 @@ fn exec(task: Ptr, bprm: Ptr) -> Option<()> {
         (*record).parent_tgid = parent.and_then(|parent| parent.read(offset!(task_tgid))).unwrap_or(0);
         (*record).parent_start_ns = parent.and_then(|parent| parent.read(offset!(task_start))).unwrap_or(0);
         (*record).flags = flags;
-        (*record).path_len = path_len as u16;
         (*record).argv_len = argv_len as u16;
         (*record).tty = tty.unwrap_or([0; 16]);
     }

@@ -98,26 +98,24 @@ fn dispatch(regs: Ptr, ret: i64, number: usize, native: u8, compat: u8) {
     let class = if is_compat { compat } else { native };
     let call = Call { regs, number: number as u32, class, compat: is_compat };
     let touch = watched::take_touch(current_id());
-    match class {
-        class::NONE => {}
-        class::OPEN | class::OPENAT | class::OPEN_ANY => open(task, &call, kind::OPEN, ret as u32),
-        class::MOUNT | class::MOVE_MOUNT => paths(task, &call, touch, Ring::Alerting),
-        class::WRITE_FD0 | class::WRITE_FD2 | class::IO_URING | class::AFTER => {
-            if touch.is_some_and(|touch| touch.watch & (watch::FILE | watch::DIR) != 0) {
-                paths(task, &call, touch, Ring::Alerting);
-            } else if setting(setting::TRACK_WRITES) != 0 && (class == class::WRITE_FD0 || class == class::WRITE_FD2) {
-                let fd = call.arg(if class == class::WRITE_FD0 { 0 } else { 2 });
-                open(task, &call, kind::WRITE, fd as u32);
-            }
-        }
-        _ => match touch {
-            Some(touch) if touch.watch & (watch::FILE | watch::DIR) != 0 => {
-                paths(task, &call, Some(touch), Ring::Alerting);
-            }
-            Some(_) => paths(task, &call, touch, Ring::ContextNow),
-            None if setting(setting::PRECISE) == 0 => paths(task, &call, None, Ring::ContextNow),
-            None => {}
-        },
+    let touched = touch.map_or(0, |touch| touch.watch);
+    let changed = touched & (watch::FILE | watch::DIR) != 0;
+    // One call of each reporter: the verifier follows every call on its own.
+    let written = class == class::WRITE_FD0 || class == class::WRITE_FD2;
+    let tracked = written && !changed && setting(setting::TRACK_WRITES) != 0;
+    if tracked || matches!(class, class::OPEN | class::OPENAT | class::OPEN_ANY) {
+        let (kind, fd) = match class {
+            class::WRITE_FD0 => (kind::WRITE, call.arg(0)),
+            class::WRITE_FD2 => (kind::WRITE, call.arg(2)),
+            _ => (kind::OPEN, ret as u64),
+        };
+        open(task, &call, kind, fd as u32);
+        return;
+    }
+    let mount = class == class::MOUNT || class == class::MOVE_MOUNT;
+    let names = (class::PATH..class::MOUNT).contains(&class);
+    if changed || mount || names && (touched != 0 || setting(setting::PRECISE) == 0) {
+        paths(task, &call, touch, if changed || mount { Ring::Alerting } else { Ring::ContextNow });
     }
 }
 
@@ -142,7 +140,9 @@ fn open(task: Ptr, call: &Call, kind: u16, fd: u32) {
     let Some(scratch) = emit::scratch(hook::SYS_EXIT) else { return };
     let record = scratch.cast::<Open>();
     kernel::header(record.cast(), kind, hook::SYS_EXIT, task);
-    let (path_len, flags) = path::write(file, scratch.cast(), BODY);
+    // SAFETY: `record` lies in this hook's scratch slot.
+    let path = unsafe { path::Length::new(&raw mut (*record).path_len) };
+    let flags = path::write(file, scratch.cast(), BODY, path);
     // SAFETY: the slot is longer than the body.
     unsafe {
         (*record).ino = found.key.ino;
@@ -153,11 +153,10 @@ fn open(task: Ptr, call: &Call, kind: u16, fd: u32) {
         (*record).open_flags = file.read(offset!(file_flags)).unwrap_or(0);
         (*record).watch = found.watch;
         (*record).flags = flags;
-        (*record).path_len = path_len as u16;
         (*record).zero = [0; 6];
     }
     let ring = if found.watch == watch::SUBTREE { Ring::ContextNow } else { Ring::Alerting };
-    emit::scratched(ring, hook::SYS_EXIT, scratch, BODY + path_len);
+    emit::scratched(ring, hook::SYS_EXIT, scratch, BODY + path.get());
 }
 
 /// Reports a call with the paths that it was given.

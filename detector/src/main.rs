@@ -1,1 +1,7 @@
-fn main() {}
+//! The agent's entry point.
+
+use std::{process::ExitCode, time::Instant};
+
+fn main() -> ExitCode {
+    detector::cli::main(Instant::now())
+}

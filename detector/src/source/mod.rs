@@ -1,3 +1,4 @@
 //! Sources: the only code that does I/O to learn what happened. Each yields records.
 
 pub mod kernel;
+pub mod proc;

@@ -1,0 +1,176 @@
+//! The command line.
+
+use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode, time::Instant};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::{
+    doctor, drill, run,
+    sink::{Format, Stdout},
+    source::{kernel, kubelet::Discovery, live},
+};
+
+const AFTER_HELP: &str = "\
+Examples:
+  detector run                                  watch every directory that a kubelet here reads static pods from
+  detector run --manifest-dir /tmp/manifests    try it without Kubernetes
+  detector doctor                               what works on this kernel, and what that means
+  detector drill static-pod                     prove it: plant a harmless manifest and wait for the alert
+
+Exit status: 0 fine, 1 failed, 2 wrong usage.";
+
+/// Sees static pods being planted on a Kubernetes node, in the kernel, and says who did it.
+#[derive(Debug, Parser)]
+#[command(name = "detector", version, after_help = AFTER_HELP)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Watch this host; alerts go to standard output, everything else to standard error
+    Run(Run),
+    /// Say what works on this host, what does not, and what that means for coverage
+    Doctor(Source),
+    /// Perform a technique harmlessly, and say whether the alert came and how fast
+    Drill(Drill),
+    /// Attach an empty program until stopped: what the benchmark compares with
+    #[command(hide = true)]
+    Floor,
+}
+
+/// Where to look, and with what.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Source {
+    /// Watch DIR too, which need not exist yet; may be given several times
+    #[arg(long = "manifest-dir", value_name = "DIR")]
+    pub manifest_dirs: Vec<PathBuf>,
+    /// Watch only what --manifest-dir names: neither running kubelets' directories nor the usual ones
+    #[arg(long, requires = "manifest_dirs")]
+    pub no_default_dirs: bool,
+    /// Read the running kernel's BTF from FILE instead of /sys/kernel/btf/vmlinux
+    #[arg(long, value_name = "FILE")]
+    pub btf: Option<PathBuf>,
+    /// Do not attach the hook called NAME (as in `detector doctor`); may be given several times
+    #[arg(long = "without-hook", value_name = "NAME", value_parser = hook_name)]
+    pub without_hooks: Vec<String>,
+    /// The node's name in alerts [default: the host's name]
+    #[arg(long, value_name = "NAME")]
+    pub node_name: Option<String>,
+}
+
+#[derive(Args, Debug)]
+struct Run {
+    #[command(flatten)]
+    source: Source,
+    /// How alerts are written [default: pretty on a terminal, json elsewhere]
+    #[arg(long, value_name = "SINK")]
+    output: Option<Output>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Output {
+    /// One JSON object a line
+    #[value(name = "stdout:json")]
+    Json,
+    /// For people
+    #[value(name = "stdout:pretty")]
+    Pretty,
+}
+
+#[derive(Args, Debug)]
+struct Drill {
+    /// Which technique to perform
+    technique: drill::Technique,
+    #[command(flatten)]
+    source: Source,
+}
+
+/// Parses the command line and does what it says.
+#[must_use]
+pub fn main(started: Instant) -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Run(run) => start(run, started),
+        Command::Doctor(source) => doctor::doctor(&source.options()),
+        Command::Drill(drill) => drill::drill(drill.technique, &drill.source),
+        Command::Floor => floor(),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl Source {
+    /// As the live source takes it.
+    #[must_use]
+    pub fn options(&self) -> live::Options {
+        live::Options {
+            kernel: kernel::Options { btf: self.btf.clone(), without: self.without_hooks.clone() },
+            discovery: Discovery::new(self.manifest_dirs.clone(), !self.no_default_dirs),
+            node: self.node_name.clone(),
+        }
+    }
+}
+
+impl Source {
+    /// The same as arguments, for an agent that is started with them.
+    #[must_use]
+    pub fn arguments(&self) -> Vec<std::ffi::OsString> {
+        let mut arguments = Vec::new();
+        let mut add = |flag: &str, value: &std::ffi::OsStr| arguments.extend([flag.into(), value.to_owned()]);
+        for dir in &self.manifest_dirs {
+            add("--manifest-dir", dir.as_os_str());
+        }
+        for hook in &self.without_hooks {
+            add("--without-hook", hook.as_ref());
+        }
+        if let Some(btf) = &self.btf {
+            add("--btf", btf.as_os_str());
+        }
+        if let Some(name) = &self.node_name {
+            add("--node-name", name.as_ref());
+        }
+        if self.no_default_dirs {
+            arguments.push("--no-default-dirs".into());
+        }
+        arguments
+    }
+}
+
+fn hook_name(name: &str) -> Result<String, String> {
+    let known = kernel::hooks::HOOKS.iter().map(|hook| hook.name);
+    if known.clone().any(|hook| hook == name) {
+        return Ok(name.to_owned());
+    }
+    Err(format!("no hook has that name; there are {}", known.collect::<Vec<_>>().join(", ")))
+}
+
+fn start(run: Run, started: Instant) -> anyhow::Result<ExitCode> {
+    let terminal = std::io::stdout().is_terminal();
+    let output = run.output.unwrap_or(if terminal { Output::Pretty } else { Output::Json });
+    let sink = Stdout::new(match output {
+        Output::Json => Format::Json,
+        Output::Pretty => Format::Pretty { colour: terminal && std::env::var_os("NO_COLOR").is_none() },
+    });
+    run::run(&run.source.options(), sink, started)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn floor() -> anyhow::Result<ExitCode> {
+    let attached = kernel::floor()?;
+    eprintln!("ready: an empty program is attached");
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            interrupted = tokio::signal::ctrl_c() => interrupted?,
+        }
+        drop(attached);
+        Ok(ExitCode::SUCCESS)
+    })
+}

@@ -1,0 +1,159 @@
+//! `detector doctor`: what works on this host, what does not, and what that means.
+
+use std::{fmt::Write as _, fs, io::Write as _, path::Path, process::ExitCode};
+
+use crate::{
+    escape::escape,
+    record::{Body, DirState, HookState, Watched},
+    source::{
+        kernel::{Kernel, btf, hooks::HOOKS, hooks::Hook, hooks::PRECISE},
+        live::Options,
+        manifest::View,
+        proc,
+    },
+};
+
+/// Prints the report; fails when the main job, to see who changes a manifest, could not run here.
+///
+/// # Errors
+/// When the report cannot be written.
+pub fn doctor(options: &Options) -> anyhow::Result<ExitCode> {
+    let mut report = String::new();
+    host(&mut report, options)?;
+    let attached = Kernel::attach(&options.kernel);
+    let mut problems = Vec::new();
+    let mut notes = Vec::new();
+    writeln!(report, "\nHooks")?;
+    match &attached {
+        Ok(kernel) => {
+            for (hook, state) in HOOKS.iter().zip(kernel.hooks()) {
+                hook_line(&mut report, hook, state)?;
+                if state.backend.is_none() {
+                    let told = if hook.required { &mut problems } else { &mut notes };
+                    let consequence = format!("without {}: {}", hook.name, hook.without);
+                    if !told.contains(&consequence) {
+                        told.push(consequence);
+                    }
+                }
+            }
+            let precise = PRECISE.iter().all(|number| {
+                HOOKS.iter().zip(kernel.hooks()).any(|(hook, state)| hook.number == *number && state.backend.is_some())
+            });
+            if precise {
+                notes.push(
+                    "every change of a watched inode is seen as it happens, by whatever means, with its process"
+                        .to_owned(),
+                );
+            }
+        }
+        Err(error) => {
+            writeln!(report, "  none       {}", escape(&error.to_string()))?;
+            problems.push(format!("no hook can be attached: {}", escape(&error.to_string())));
+        }
+    }
+    drop(attached);
+
+    writeln!(report, "\nWatched")?;
+    let watched = watched(options);
+    for dir in &watched.dirs {
+        let (mark, state) = match &dir.state {
+            DirState::Present(_) => ("ok", "directory".to_owned()),
+            DirState::File(_) => ("ok", "a single file".to_owned()),
+            DirState::Missing => ("waiting", "does not exist yet; its creation is watched".to_owned()),
+            DirState::Unreadable(why) => ("unreadable", escape(why)),
+        };
+        writeln!(report, "  {mark:<10} {}  [{}] {state}", escape(&dir.path), dir.reason)?;
+        if let DirState::Unreadable(why) = &dir.state {
+            problems.push(format!("{} cannot be read: {}", escape(&dir.path), escape(why)));
+        }
+    }
+    if watched.dirs.is_empty() {
+        writeln!(report, "  none")?;
+        problems.push("nothing is watched: name a directory with --manifest-dir".to_owned());
+    } else if watched.dirs.iter().all(|dir| dir.kubelet_pid.is_none()) {
+        notes.push("no kubelet runs here: these are defaults and what you named, not what a kubelet reads".to_owned());
+    }
+
+    writeln!(report, "\nCoverage")?;
+    for problem in &problems {
+        writeln!(report, "  MISSING    {problem}")?;
+    }
+    for note in &notes {
+        writeln!(report, "  note       {note}")?;
+    }
+    let fine = problems.is_empty();
+    let verdict = if fine { "static-pod: changes are detected, and who made them is named" } else { "static-pod: cannot run as it should" };
+    writeln!(report, "  {:<10} {verdict}", if fine { "ok" } else { "FAILED" })?;
+    std::io::stdout().write_all(report.as_bytes())?;
+    Ok(if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn watched(options: &Options) -> Watched {
+    let batch = View::new(options.discovery.clone()).start(proc::now());
+    batch
+        .bodies
+        .into_iter()
+        .find_map(|body| match body {
+            Body::Watched(watched) => Some(watched),
+            _ => None,
+        })
+        .unwrap_or_default()
+}
+
+fn hook_line(report: &mut String, hook: &Hook, state: &HookState) -> std::fmt::Result {
+    let needed = if hook.required { "required" } else { "" };
+    match &state.backend {
+        Some(backend) => writeln!(report, "  {:<10} {:<22} {backend} {:<24} {needed}", "ok", hook.name, hook.tracepoint),
+        None => {
+            let reason = state.reason.as_deref().unwrap_or("not attached");
+            let mark = if hook.required { "MISSING" } else { "absent" };
+            writeln!(report, "  {mark:<10} {:<22} {} {needed}", hook.name, escape(reason))
+        }
+    }
+}
+
+/// The facts of the host that decide what can be attached.
+fn host(report: &mut String, options: &Options) -> std::fmt::Result {
+    writeln!(report, "Host")?;
+    let mut line = |mark: &str, what: &str, value: &str| writeln!(report, "  {mark:<10} {what:<22} {}", escape(value));
+    let kernel = nix::sys::utsname::uname()
+        .map(|name| format!("{} {}", name.release().to_string_lossy(), name.machine().to_string_lossy()))
+        .unwrap_or_else(|error| error.to_string());
+    line("", "kernel", &kernel)?;
+    let path = options.kernel.btf.as_deref().unwrap_or(Path::new(btf::VMLINUX));
+    match btf::read(path) {
+        Ok(bytes) => line("ok", "BTF", &format!("{}, {} KiB", path.display(), bytes.len() / 1024))?,
+        Err(error) => line("MISSING", "BTF", &error.to_string())?,
+    }
+    let root = nix::unistd::geteuid().is_root();
+    line(
+        if root { "ok" } else { "MISSING" },
+        "privileges",
+        if root { "root" } else { "not root: BPF needs CAP_BPF, CAP_PERFMON and CAP_SYS_RESOURCE" },
+    )?;
+    let security = |file: &str| {
+        fs::read_to_string(format!("/sys/kernel/security/{file}")).map(|text| text.trim().to_owned()).unwrap_or_else(
+            |_| "unknown: securityfs is not mounted (mount -t securityfs none /sys/kernel/security)".to_owned(),
+        )
+    };
+    let lockdown = security("lockdown");
+    let confidential = lockdown.contains("[confidentiality]");
+    line(
+        if confidential { "MISSING" } else { "" },
+        "lockdown",
+        &if confidential { format!("{lockdown}: BPF may not read kernel memory") } else { lockdown },
+    )?;
+    let lsm = security("lsm");
+    let active = lsm.split(',').any(|name| name == "bpf");
+    line("", "LSM list", &format!("{lsm}{}", if active { " (bpf is active)" } else { "" }))?;
+    line("", "cgroups", &cgroup_mode())
+}
+
+/// `v2`, `v1`, or both.
+fn cgroup_mode() -> String {
+    match (proc::cgroup2_root(), Path::new("/sys/fs/cgroup/cgroup.controllers").exists()) {
+        (Some(root), true) => format!("v2 at {}", root.display()),
+        (Some(root), false) => format!("v1 and v2 (hybrid), v2 at {}", root.display()),
+        (None, _) => "v1 only: cgroup ids say nothing, and containers stay unknown".to_owned(),
+    }
+}

@@ -1,0 +1,204 @@
+//! The live source: kernel, `/proc` and the manifest view as one ordered stream.
+
+use std::{path::Path, time::Duration};
+
+use detector_common::{kind, syscall};
+
+use crate::{
+    decode::{self, Event},
+    record::{Body, BootNs, Record},
+    source::{
+        kernel::{self, Kernel, KernelError, Raw, hooks::HOOKS, hooks::PRECISE},
+        kubelet::Discovery,
+        manifest::{Batch, Trigger, TriggerKind, View},
+        proc,
+    },
+};
+
+/// How often the context ring is emptied when nothing wakes the agent, in ns.
+const DRAIN_NS: u64 = 250_000_000;
+/// How often time is said to pass and losses are counted, in ns.
+const TICK_NS: u64 = 1_000_000_000;
+
+/// What the live source is told.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    pub kernel: kernel::Options,
+    pub discovery: Discovery,
+    pub node: Option<String>,
+}
+
+/// Why the live source cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum LiveError {
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    #[error("listing processes: {0}. Is /proc mounted?")]
+    Proc(#[from] procfs::ProcError),
+}
+
+/// Yields the stream of this host.
+pub struct Live {
+    kernel: Kernel,
+    view: View,
+    /// The kernel reports exactly the path calls that touched something watched.
+    precise: bool,
+    seq: u64,
+    raws: Vec<Raw>,
+    next_drain: BootNs,
+    next_tick: BootNs,
+}
+
+impl Live {
+    /// Attaches the hooks, reads what is there, and yields the opening records.
+    ///
+    /// Hooks come first: a process that is made while `/proc` is read is then seen at least once.
+    ///
+    /// # Errors
+    /// When the kernel source cannot start at all, or `/proc` cannot be read.
+    pub fn start(options: &Options, out: &mut Vec<Record>) -> Result<Self, LiveError> {
+        let kernel = Kernel::attach(&options.kernel)?;
+        let precise = PRECISE.iter().all(|number| {
+            HOOKS.iter().zip(kernel.hooks()).any(|(hook, state)| hook.number == *number && state.backend.is_some())
+        });
+        let now = proc::now();
+        let mut live = Self {
+            view: View::new(options.discovery.clone()),
+            precise,
+            seq: 0,
+            raws: Vec::new(),
+            next_drain: BootNs(now.0 + DRAIN_NS),
+            next_tick: BootNs(now.0 + TICK_NS),
+            kernel,
+        };
+        live.push(out, now, Body::Start(proc::start(live.kernel.hooks(), options.node.clone())));
+        for body in proc::seed()? {
+            live.push(out, proc::now(), body);
+        }
+        let batch = live.view.start(proc::now());
+        live.apply(batch, out)?;
+        // What changed between the first look and the kernel's knowing what to watch.
+        live.view.trigger(Trigger { inode: None, kind: TriggerKind::Atomic }, proc::now());
+        live.step(out)?;
+        Ok(live)
+    }
+
+    /// The hooks, attached or not.
+    #[must_use]
+    pub fn kernel(&self) -> &Kernel {
+        &self.kernel
+    }
+
+    /// How long nothing needs to be done unless a descriptor of the kernel source becomes readable.
+    #[must_use]
+    pub fn idle(&self) -> Duration {
+        let next = self.view.deadline().min(self.next_drain).min(self.next_tick);
+        Duration::from_nanos(next.0.saturating_sub(proc::now().0))
+    }
+
+    /// Does what is due, and yields what happened, in order.
+    ///
+    /// # Errors
+    /// When the kernel's maps refuse.
+    pub fn step(&mut self, out: &mut Vec<Record>) -> Result<(), LiveError> {
+        self.drain(out);
+        let now = proc::now();
+        let batch = self.view.poll(now);
+        self.apply(batch, out)?;
+        if now >= self.next_tick {
+            self.next_tick = BootNs(now.0 + TICK_NS);
+            for loss in self.kernel.lost()? {
+                self.push(out, now, Body::Loss(loss));
+            }
+            self.push(out, now, Body::Tick);
+        }
+        Ok(())
+    }
+
+    /// What is left to say at the end: losses since the last count.
+    ///
+    /// # Errors
+    /// When the counters cannot be read.
+    pub fn last(&mut self, out: &mut Vec<Record>) -> Result<(), LiveError> {
+        let now = proc::now();
+        for loss in self.kernel.lost()? {
+            self.push(out, now, Body::Loss(loss));
+        }
+        Ok(())
+    }
+
+    /// Empties the rings, and lets the view know what may have changed.
+    fn drain(&mut self, out: &mut Vec<Record>) {
+        let mut raws = std::mem::take(&mut self.raws);
+        self.kernel.drain(&mut raws);
+        let now = proc::now();
+        self.next_drain = BootNs(now.0 + DRAIN_NS);
+        for raw in raws.drain(..) {
+            self.notice(&raw, now);
+            self.push(out, BootNs(raw.time_ns), Body::Kernel { raw: raw.bytes });
+        }
+        self.raws = raws;
+    }
+
+    /// Passes on what the view found. The acts behind it are in the rings by now: they go first.
+    fn apply(&mut self, batch: Batch, out: &mut Vec<Record>) -> Result<(), LiveError> {
+        if batch.watch_changed {
+            self.kernel.watch(self.view.watch_set(), self.view.depth())?;
+            if !self.precise {
+                self.kernel.track_writes(proc::has_writer(self.view.watch_set()))?;
+            }
+        }
+        if !batch.bodies.is_empty() {
+            self.drain(out);
+            let now = proc::now();
+            for body in batch.bodies {
+                self.push(out, now, body);
+            }
+        }
+        Ok(())
+    }
+
+    /// Triggers the view where a kernel record may mean a change of what kubelet reads.
+    fn notice(&mut self, raw: &Raw, now: BootNs) {
+        let Ok(header) = decode::header(&raw.bytes) else { return };
+        if !matches!(header.kind, kind::EXEC | kind::OPEN | kind::WRITE | kind::CHANGE | kind::PATH | kind::IO_URING) {
+            return;
+        }
+        let inode = |dev, ino| (ino != 0).then_some(crate::record::InodeKey { dev, ino });
+        let trigger = match decode::event(&raw.bytes) {
+            Ok(Event::Exec(exec)) => {
+                if Path::new(&exec.path).file_name().is_some_and(|name| runs_kubelet(&name.to_string_lossy())) {
+                    self.view.rediscover();
+                }
+                return;
+            }
+            Ok(Event::Open(open) | Event::Write(open)) => {
+                Trigger { inode: inode(open.event.dev, open.event.ino), kind: TriggerKind::Writing }
+            }
+            Ok(Event::Change(change)) => {
+                Trigger { inode: inode(change.dev, change.ino), kind: TriggerKind::Writing }
+            }
+            Ok(Event::Path(call)) => Trigger {
+                inode: inode(call.event.dev, call.event.ino),
+                kind: match u8::try_from(call.event.class) {
+                    Ok(syscall::MOUNT | syscall::MOVE_MOUNT) => TriggerKind::Mount,
+                    Ok(class) if class < syscall::MOUNT => TriggerKind::Atomic,
+                    _ => TriggerKind::Writing,
+                },
+            },
+            Ok(Event::IoUring(_)) => Trigger { inode: None, kind: TriggerKind::Writing },
+            _ => return,
+        };
+        self.view.trigger(trigger, now);
+    }
+
+    fn push(&mut self, out: &mut Vec<Record>, time: BootNs, body: Body) {
+        self.seq += 1;
+        out.push(Record { seq: self.seq, time, body });
+    }
+}
+
+/// Whether a program of this name may be, or contain, a kubelet.
+fn runs_kubelet(name: &str) -> bool {
+    matches!(name, "kubelet" | "hyperkube" | "k3s" | "rke2" | "k0s" | "kubelite")
+}

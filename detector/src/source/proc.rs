@@ -1,0 +1,159 @@
+//! What was there before the agent: the host, its processes and cgroups, and who holds a watched file open.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use detector_common::ARGV_MAX;
+use nix::time::{ClockId, clock_gettime};
+use procfs::process::{self, Process};
+
+use crate::record::{Body, BootNs, HookState, InodeKey, ProcessSeed, Start};
+
+/// Most cgroups read at start, against a tree that somebody made endless.
+const CGROUPS_MAX: usize = 65_536;
+
+/// `CLOCK_BOOTTIME`, the clock of every record.
+#[must_use]
+pub fn now() -> BootNs {
+    BootNs(clock(ClockId::CLOCK_BOOTTIME))
+}
+
+fn clock(id: ClockId) -> u64 {
+    // Neither clock can fail on a kernel that runs BPF ring buffers.
+    let Ok(time) = clock_gettime(id) else { return 0 };
+    let seconds = u64::try_from(time.tv_sec()).unwrap_or(0);
+    seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(time.tv_nsec()).unwrap_or(0))
+}
+
+/// The opening record's content: this host, now.
+#[must_use]
+pub fn start(hooks: &[HookState], node: Option<String>) -> Start {
+    let uname = nix::sys::utsname::uname().ok();
+    let field = |of: Option<&std::ffi::OsStr>| of.map(|text| text.to_string_lossy().into_owned()).unwrap_or_default();
+    Start {
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        node: node.unwrap_or_else(|| field(uname.as_ref().map(|uname| uname.nodename()))),
+        kernel: field(uname.as_ref().map(|uname| uname.release())),
+        boot_time_ns: clock(ClockId::CLOCK_REALTIME).saturating_sub(clock(ClockId::CLOCK_BOOTTIME)),
+        host_mnt_ns: namespace(Path::new("/proc/1/ns/mnt")),
+        host_pid_ns: namespace(Path::new("/proc/1/ns/pid")),
+        hooks: hooks.to_vec(),
+    }
+}
+
+/// Inode number of a namespace link; 0 when it cannot be read.
+fn namespace(link: &Path) -> u32 {
+    fs::metadata(link).ok().and_then(|found| u32::try_from(found.ino()).ok()).unwrap_or(0)
+}
+
+/// Processes and cgroups as records: cgroups first, then processes by start, so that a parent comes before its child.
+///
+/// A process that ends while it is read is left out; what of it cannot be read stays empty.
+///
+/// # Errors
+/// When `/proc` itself cannot be listed.
+pub fn seed() -> Result<Vec<Body>, procfs::ProcError> {
+    let cgroups = cgroups();
+    let by_path: BTreeMap<&str, u64> = cgroups.iter().map(|(id, path)| (path.as_str(), *id)).collect();
+    let mut processes: Vec<_> =
+        process::all_processes()?.filter_map(Result::ok).filter_map(|found| read_process(&found, &by_path)).collect();
+    processes.sort_by_key(|found| (found.start, found.pid));
+    let mut bodies: Vec<_> =
+        cgroups.iter().map(|(id, path)| Body::Cgroup { id: *id, path: path.clone() }).collect();
+    bodies.extend(processes.into_iter().map(Body::Process));
+    Ok(bodies)
+}
+
+fn read_process(found: &Process, cgroups: &BTreeMap<&str, u64>) -> Option<ProcessSeed> {
+    let stat = found.stat().ok()?;
+    let mut argv = Vec::new();
+    let mut kept = 0;
+    let mut argv_truncated = false;
+    for arg in found.cmdline().unwrap_or_default() {
+        kept += arg.len() + 1;
+        if kept > ARGV_MAX {
+            argv_truncated = true;
+            break;
+        }
+        argv.push(arg);
+    }
+    let exe = found.exe().map(|path| path.to_string_lossy().into_owned());
+    let cgroup = found.cgroups().ok().and_then(|all| all.0.into_iter().find(|one| one.hierarchy == 0));
+    let root = PathBuf::from(format!("/proc/{}/ns", found.pid()));
+    Some(ProcessSeed {
+        pid: u32::try_from(stat.pid).ok()?,
+        start: stat.starttime,
+        parent_pid: u32::try_from(stat.ppid).unwrap_or(0),
+        // Kernel threads have no executable.
+        exe: exe.unwrap_or_else(|_| format!("[{}]", stat.comm)),
+        argv,
+        argv_truncated,
+        uid: found.status().map(|status| status.ruid).unwrap_or(0),
+        login_uid: found.loginuid().ok().filter(|uid| *uid != u32::MAX),
+        tty: terminal(stat.tty_nr),
+        cgroup_id: cgroup.and_then(|one| cgroups.get(one.pathname.as_str()).copied()).unwrap_or(0),
+        mnt_ns: namespace(&root.join("mnt")),
+        pid_ns: namespace(&root.join("pid")),
+    })
+}
+
+/// Name of a terminal by its device number, as the kernel builds it: `pts/3`, `tty1`, `ttyS0`.
+fn terminal(number: i32) -> Option<String> {
+    let number = u32::try_from(number).ok().filter(|number| *number != 0)?;
+    let major = number >> 8 & 0xfff;
+    let minor = number & 0xff | number >> 12 & 0xfff00;
+    Some(match major {
+        136..=143 => format!("pts{}", (major - 136) * 256 + minor),
+        4 if minor < 64 => format!("tty{minor}"),
+        4 => format!("ttyS{}", minor - 64),
+        _ => format!("{major}:{minor}"),
+    })
+}
+
+/// Ids and paths of the cgroups of the v2 hierarchy; empty when there is none.
+fn cgroups() -> Vec<(u64, String)> {
+    let Some(root) = cgroup2_root() else { return Vec::new() };
+    let mut found = Vec::new();
+    let mut todo = vec![root.clone()];
+    while let Some(dir) = todo.pop() {
+        let Ok(metadata) = fs::metadata(&dir) else { continue };
+        let path = dir.strip_prefix(&root).map(|below| format!("/{}", below.display())).unwrap_or_default();
+        found.push((metadata.ino(), path));
+        if found.len() >= CGROUPS_MAX {
+            break;
+        }
+        let entries = fs::read_dir(&dir).into_iter().flatten().filter_map(Result::ok);
+        todo.extend(entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()));
+    }
+    found
+}
+
+/// Where the v2 hierarchy is mounted.
+#[must_use]
+pub fn cgroup2_root() -> Option<PathBuf> {
+    let mounts = Process::myself().and_then(|me| me.mountinfo()).ok()?;
+    mounts.0.into_iter().find(|mount| mount.fs_type == "cgroup2").map(|mount| mount.mount_point)
+}
+
+/// Whether some process may hold one of `inodes` open for writing.
+///
+/// Compares inode numbers alone (a device number is not the kernel's own on every file system): it may say yes too
+/// often, never no. Costs a `stat` for each open file on the node: only called when an inode becomes watched.
+#[must_use]
+pub fn has_writer(inodes: &BTreeMap<InodeKey, u32>) -> bool {
+    let numbers: BTreeSet<u64> = inodes.keys().map(|inode| inode.ino).collect();
+    let Ok(all) = process::all_processes() else { return false };
+    all.filter_map(Result::ok)
+        .filter_map(|found| fs::read_dir(format!("/proc/{}/fd", found.pid())).ok())
+        .flatten()
+        .filter_map(Result::ok)
+        .any(|fd| {
+            // The link's own permissions say how the file was opened.
+            let writable = fd.metadata().is_ok_and(|link| link.mode() & 0o200 != 0);
+            writable && fs::metadata(fd.path()).is_ok_and(|file| numbers.contains(&file.ino()))
+        })
+}
