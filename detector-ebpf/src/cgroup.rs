@@ -21,7 +21,7 @@ pub fn cgroup_mkdir(ctx: BtfTracePointContext) -> i32 {
 #[inline(always)]
 fn made(cgroup: Ptr, path: Ptr) -> Option<()> {
     const BODY: usize = size_of::<Cgroup>();
-    let id = cgroup.follow(offset!(cgroup_kn))?.read(offset!(kn_id))?;
+    let id = cgroup.follow(offset!(cgroup_kn)).read(offset!(kn_id));
     let scratch = emit::scratch(hook::CGROUP_MKDIR)?;
     let record = scratch.cast::<Cgroup>();
     kernel::header(record.cast(), kind::CGROUP, hook::CGROUP_MKDIR, current());

@@ -19,7 +19,7 @@ pub fn io_uring_submit(ctx: BtfTracePointContext) -> i32 {
     if setting(setting::PRECISE) != 0 {
         return 0;
     }
-    let Some(opcode) = Ptr(arg(&ctx, 0)).read::<u8>(offset!(kiocb_opcode)) else { return 0 };
+    let opcode: u8 = Ptr(arg(&ctx, 0)).read(offset!(kiocb_opcode));
     if opcode >= 64 || WANTED >> opcode & 1 == 0 {
         return 0;
     }

@@ -1,13 +1,15 @@
 //! Reads of kernel memory: fields by offset, the acting task, the opened file.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{
     EbpfContext as _,
     helpers::{
-        bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_task,
-        bpf_ktime_get_boot_ns, bpf_probe_read_kernel,
+        bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_current_task,
+        bpf_ktime_get_boot_ns, generated::bpf_probe_read_kernel,
     },
 };
-use detector_common::{COMM_LEN, Header};
+use detector_common::Header;
 
 use crate::maps::offset;
 
@@ -16,17 +18,24 @@ use crate::maps::offset;
 pub struct Ptr(pub usize);
 
 impl Ptr {
-    /// The value `offset` bytes on; `None` when the address cannot be read.
+    /// The value `offset` bytes on; zero when the address cannot be read.
+    ///
+    /// The helper clears its destination when it fails, so there is no branch for the verifier to follow: a chain of
+    /// reads through a null pointer ends in zero, which the last reader checks.
     #[inline(always)]
-    pub fn read<T>(self, offset: usize) -> Option<T> {
-        // SAFETY: bpf_probe_read_kernel checks the address; it fails rather than faults.
-        unsafe { bpf_probe_read_kernel((self.0 + offset) as *const T) }.ok()
+    pub fn read<T: Copy>(self, offset: usize) -> T {
+        let mut value = MaybeUninit::<T>::uninit();
+        // SAFETY: the helper checks the address, and writes `value` in any case. Callers read integers and arrays of them.
+        unsafe {
+            bpf_probe_read_kernel(value.as_mut_ptr().cast(), size_of::<T>() as u32, (self.0 + offset) as *const _);
+            value.assume_init()
+        }
     }
 
-    /// The non-null pointer `offset` bytes on.
+    /// The pointer `offset` bytes on.
     #[inline(always)]
-    pub fn follow(self, offset: usize) -> Option<Self> {
-        self.read::<usize>(offset).filter(|address| *address != 0).map(Self)
+    pub fn follow(self, offset: usize) -> Self {
+        Self(self.read(offset))
     }
 }
 
@@ -55,54 +64,47 @@ pub fn current_id() -> u64 {
 
 /// Writes a record's header about `task`, which is the current one.
 ///
-/// What cannot be read is zero (or all ones for the login uid): a header is worth more than none.
+/// What cannot be read is zero: a header is worth more than none.
 #[inline(always)]
 pub fn header(out: *mut Header, kind: u16, hook: u16, task: Ptr) {
     let id = current_id();
-    let start = task.follow(offset!(task_leader)).and_then(|leader| leader.read(offset!(task_start)));
-    let uid = task.follow(offset!(task_cred)).and_then(|cred| cred.read(offset!(cred_uid)));
-    let mnt_ns = task
-        .follow(offset!(task_nsproxy))
-        .and_then(|proxy| proxy.follow(offset!(nsproxy_mnt)))
-        .and_then(|ns| ns.read(offset!(mnt_ns_inum)));
     // SAFETY: `out` points to a header's worth of map or ring-buffer memory; the helpers have no preconditions.
     unsafe {
         (*out).kind = kind;
         (*out).hook = hook;
         (*out).len = 0;
         (*out).time_ns = bpf_ktime_get_boot_ns();
-        (*out).start_ns = start.unwrap_or(0);
+        (*out).start_ns = task.follow(offset!(task_leader)).read(offset!(task_start));
         (*out).cgroup = bpf_get_current_cgroup_id();
         (*out).tgid = (id >> 32) as u32;
         (*out).tid = id as u32;
-        (*out).uid = uid.unwrap_or(0);
-        (*out).login_uid = task.read(offset!(task_loginuid)).unwrap_or(u32::MAX);
-        (*out).mnt_ns = mnt_ns.unwrap_or(0);
-        (*out).pid_ns = pid_ns(task).unwrap_or(0);
-        (*out).comm = bpf_get_current_comm().unwrap_or([0; COMM_LEN]);
+        (*out).uid = task.follow(offset!(task_cred)).read(offset!(cred_uid));
+        (*out).login_uid = task.read(offset!(task_loginuid));
+        (*out).mnt_ns = task.follow(offset!(task_nsproxy)).follow(offset!(nsproxy_mnt)).read(offset!(mnt_ns_inum));
+        (*out).pid_ns = pid_ns(task);
+        (*out).comm = task.read(offset!(task_comm));
     }
 }
 
 /// Inode number of the pid namespace that the task lives in: that of its pid's deepest level.
 #[inline(always)]
-fn pid_ns(task: Ptr) -> Option<u32> {
+fn pid_ns(task: Ptr) -> u32 {
     /// Size of `struct upid { int nr; struct pid_namespace *ns; }`, unchanged since 2.6.24.
     const UPID_SIZE: usize = 16;
-    let pid = task.follow(offset!(task_thread_pid))?;
-    let level: u32 = pid.read(offset!(pid_level))?;
-    let upid = Ptr(pid.0 + offset!(pid_numbers) + level as usize * UPID_SIZE);
-    upid.follow(offset!(upid_ns))?.read(offset!(pid_ns_inum))
+    let pid = task.follow(offset!(task_thread_pid));
+    let level = pid.read::<u32>(offset!(pid_level)) as usize;
+    let upid = Ptr(pid.0 + offset!(pid_numbers) + level * UPID_SIZE);
+    upid.follow(offset!(upid_ns)).read(offset!(pid_ns_inum))
 }
 
-/// The open file behind a descriptor of the current task.
+/// The open file behind a descriptor of the current task; null when there is none.
 #[inline(always)]
-pub fn file_of(task: Ptr, fd: u32) -> Option<Ptr> {
-    let table = task.follow(offset!(task_files))?.follow(offset!(files_fdt))?;
-    let max: u32 = table.read(offset!(fdt_max))?;
-    if fd >= max {
-        return None;
+pub fn file_of(task: Ptr, fd: u32) -> Ptr {
+    let table = task.follow(offset!(task_files)).follow(offset!(files_fdt));
+    if fd >= table.read::<u32>(offset!(fdt_max)) {
+        return Ptr(0);
     }
-    table.follow(offset!(fdt_fd))?.follow(fd as usize * size_of::<usize>())
+    table.follow(offset!(fdt_fd)).follow(fd as usize * size_of::<usize>())
 }
 
 /// The `n`th argument of a raw tracepoint as an untyped address.

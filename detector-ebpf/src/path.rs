@@ -45,8 +45,8 @@ impl Length {
 /// `len`. Returns the flags of the body.
 #[inline(always)]
 pub fn write(file: Ptr, out: *mut u8, at: usize, len: Length) -> u32 {
-    let mut dentry = file.read(offset!(file_dentry)).unwrap_or(0);
-    let mut vfsmount = file.read(offset!(file_mnt)).unwrap_or(0);
+    let mut dentry: usize = file.read(offset!(file_dentry));
+    let mut vfsmount: usize = file.read(offset!(file_mnt));
     for _ in 0..STEPS {
         match step(Ptr(dentry), Ptr(vfsmount), out, at, len) {
             Step::Up(parent) => dentry = parent,
@@ -67,15 +67,15 @@ enum Step {
 
 #[inline(always)]
 fn step(dentry: Ptr, vfsmount: Ptr, out: *mut u8, at: usize, len: Length) -> Step {
-    let parent: usize = dentry.read(offset!(dentry_parent)).unwrap_or(0);
-    if parent == dentry.0 || vfsmount.read(offset!(vfsmount_root)) == Some(dentry.0) {
+    let parent: usize = dentry.read(offset!(dentry_parent));
+    if parent == dentry.0 || vfsmount.follow(offset!(vfsmount_root)) == dentry {
         // The root of this mount: go on where it is mounted. A mount that is its own parent is the namespace's root.
         let mount = vfsmount.0.wrapping_sub(offset!(mount_mnt));
-        let above: usize = Ptr(mount).read(offset!(mount_parent)).unwrap_or(0);
-        let point: usize = Ptr(mount).read(offset!(mount_mountpoint)).unwrap_or(0);
+        let above: usize = Ptr(mount).read(offset!(mount_parent));
+        let point: usize = Ptr(mount).read(offset!(mount_mountpoint));
         return if above == mount { Step::Root } else { Step::Mount(point, above.wrapping_add(offset!(mount_mnt))) };
     }
-    let name: usize = dentry.read(offset!(dentry_name)).unwrap_or(0);
+    let name: usize = dentry.read(offset!(dentry_name));
     let to = (at + len.get()) & (SCRATCH_LEN / 2 - 1);
     // SAFETY: the mask keeps `to` in the lower half of the scratch slot, and a name is shorter than the upper half.
     let read = unsafe { bpf_probe_read_kernel_str(out.add(to).cast(), NAME_MAX as u32, name as *const _) };

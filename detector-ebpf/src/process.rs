@@ -25,30 +25,27 @@ fn exec(task: Ptr, bprm: Ptr) -> Option<()> {
     let scratch = emit::scratch(hook::EXEC)?;
     let record = scratch.cast::<Exec>();
     kernel::header(record.cast(), kind::EXEC, hook::EXEC, task);
-    let file = bprm.follow(offset!(bprm_file))?;
-    let inode = file.follow(offset!(file_inode))?;
-    let parent = task.follow(offset!(task_parent)).and_then(|parent| parent.follow(offset!(task_leader)));
-    let tty = task
-        .follow(offset!(task_signal))
-        .and_then(|signal| signal.follow(offset!(signal_tty)))
-        .and_then(|tty| tty.read::<[u8; 16]>(offset!(tty_name)));
+    let file = bprm.follow(offset!(bprm_file));
+    let inode = file.follow(offset!(file_inode));
     // SAFETY: `record` lies in this hook's scratch slot.
     let path = unsafe { path::Length::new(&raw mut (*record).path_len) };
     let mut flags = path::write(file, scratch.cast(), BODY, path);
     let path_len = path.get();
     let argv_len = argv(task, scratch.cast(), BODY + path_len, &mut flags);
-    if inode.read::<u32>(offset!(inode_nlink)) == Some(0) {
+    let parent = task.follow(offset!(task_parent)).follow(offset!(task_leader));
+    let tty = task.follow(offset!(task_signal)).follow(offset!(signal_tty));
+    if inode.read::<u32>(offset!(inode_nlink)) == 0 {
         flags |= EXE_DELETED;
     }
     // SAFETY: the slot is longer than the body.
     unsafe {
-        (*record).ino = inode.read(offset!(inode_ino)).unwrap_or(0);
-        (*record).dev = inode.follow(offset!(inode_sb)).and_then(|sb| sb.read(offset!(sb_dev))).unwrap_or(0);
-        (*record).parent_tgid = parent.and_then(|parent| parent.read(offset!(task_tgid))).unwrap_or(0);
-        (*record).parent_start_ns = parent.and_then(|parent| parent.read(offset!(task_start))).unwrap_or(0);
+        (*record).ino = inode.read(offset!(inode_ino));
+        (*record).dev = inode.follow(offset!(inode_sb)).read(offset!(sb_dev));
+        (*record).parent_tgid = parent.read(offset!(task_tgid));
+        (*record).parent_start_ns = parent.read(offset!(task_start));
         (*record).flags = flags;
         (*record).argv_len = argv_len as u16;
-        (*record).tty = tty.unwrap_or([0; 16]);
+        (*record).tty = tty.read(offset!(tty_name));
     }
     emit::scratched(Ring::Context, hook::EXEC, scratch, BODY + path_len + argv_len);
     Some(())
@@ -57,11 +54,9 @@ fn exec(task: Ptr, bprm: Ptr) -> Option<()> {
 /// Copies the argument vector as the new program has it in memory, NUL-separated.
 #[inline(always)]
 fn argv(task: Ptr, out: *mut u8, at: usize, flags: &mut u32) -> usize {
-    let Some(mm) = task.follow(offset!(task_mm)) else { return 0 };
-    let (Some(start), Some(end)) = (mm.read::<usize>(offset!(mm_arg_start)), mm.read::<usize>(offset!(mm_arg_end)))
-    else {
-        return 0;
-    };
+    let mm = task.follow(offset!(task_mm));
+    let start: usize = mm.read(offset!(mm_arg_start));
+    let end: usize = mm.read(offset!(mm_arg_end));
     let mut len = end.wrapping_sub(start);
     if len > ARGV_MAX {
         len = ARGV_MAX;
@@ -81,24 +76,23 @@ pub fn process_fork(ctx: BtfTracePointContext) -> i32 {
 }
 
 #[inline(always)]
-fn fork(task: Ptr, child: Ptr) -> Option<()> {
-    let tgid: u32 = child.read(offset!(task_tgid))?;
-    if child.read::<u32>(offset!(task_pid))? != tgid {
-        return None; // A thread is no process.
+fn fork(task: Ptr, child: Ptr) {
+    let tgid: u32 = child.read(offset!(task_tgid));
+    if child.read::<u32>(offset!(task_pid)) != tgid {
+        return; // A thread is no process.
     }
-    let parent = child.follow(offset!(task_parent)).and_then(|parent| parent.follow(offset!(task_leader)));
+    let parent = child.follow(offset!(task_parent)).follow(offset!(task_leader));
     emit::fixed(Ring::Context, kind::FORK, hook::FORK, task, |record: *mut Fork| {
         // SAFETY: `record` points to reserved ring-buffer memory.
         unsafe {
             (*record).child_tgid = tgid;
-            (*record).child_start_ns = child.read(offset!(task_start)).unwrap_or(0);
+            (*record).child_start_ns = child.read(offset!(task_start));
             (*record).zero = 0;
-            (*record).parent_tgid = parent.and_then(|parent| parent.read(offset!(task_tgid))).unwrap_or(0);
-            (*record).parent_start_ns = parent.and_then(|parent| parent.read(offset!(task_start))).unwrap_or(0);
+            (*record).parent_tgid = parent.read(offset!(task_tgid));
+            (*record).parent_start_ns = parent.read(offset!(task_start));
             (*record).zero2 = 0;
         }
     });
-    Some(())
 }
 
 /// `sched_process_exit(struct task_struct *p, ...)`, since 2.6.33, for every thread.
@@ -109,19 +103,18 @@ pub fn process_exit(ctx: BtfTracePointContext) -> i32 {
 }
 
 #[inline(always)]
-fn exit(task: Ptr) -> Option<()> {
+fn exit(task: Ptr) {
     // A thread that dies after a page fault changed something leaves nothing behind.
     let _ = watched::take_touch(kernel::current_id());
     // Counted down before this tracepoint: zero when this was the last thread.
-    if task.follow(offset!(task_signal))?.read::<u32>(offset!(signal_live))? != 0 {
-        return None;
+    if task.follow(offset!(task_signal)).read::<u32>(offset!(signal_live)) != 0 {
+        return;
     }
     emit::fixed(Ring::Context, kind::EXIT, hook::EXIT, task, |record: *mut Exit| {
         // SAFETY: `record` points to reserved ring-buffer memory.
         unsafe {
-            (*record).code = task.read(offset!(task_exit_code)).unwrap_or(0);
+            (*record).code = task.read(offset!(task_exit_code));
             (*record).zero = 0;
         }
     });
-    Some(())
 }

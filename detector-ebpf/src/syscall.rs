@@ -87,14 +87,14 @@ impl Call {
             (true, 2) => offset!(x86_regs_dx),
             (true, _) => offset!(x86_regs_si),
         };
-        self.regs.read(field).unwrap_or(0)
+        self.regs.read(field)
     }
 }
 
 #[inline(always)]
 fn dispatch(regs: Ptr, ret: i64, number: usize, native: u8, compat: u8) {
     let task = current();
-    let is_compat = compat != class::NONE && task.read::<u32>(offset!(task_ti_status)).unwrap_or(0) & TS_COMPAT != 0;
+    let is_compat = compat != class::NONE && task.read::<u32>(offset!(task_ti_status)) & TS_COMPAT != 0;
     let class = if is_compat { compat } else { native };
     let call = Call { regs, number: number as u32, class, compat: is_compat };
     let touch = watched::take_touch(current_id());
@@ -123,8 +123,8 @@ fn dispatch(regs: Ptr, ret: i64, number: usize, native: u8, compat: u8) {
 #[inline(always)]
 fn open(task: Ptr, call: &Call, kind: u16, fd: u32) {
     const BODY: usize = size_of::<Open>();
-    let Some(file) = kernel::file_of(task, fd) else { return };
-    let mode = file.read::<u32>(offset!(file_mode)).unwrap_or(0);
+    let file = kernel::file_of(task, fd);
+    let mode: u32 = file.read(offset!(file_mode));
     if mode & (FMODE_WRITE | FMODE_CREATED) == 0 {
         // Read-only and nothing made: only truncation is left, which is in the flags, where they are in a register.
         let flags = match call.class {
@@ -150,7 +150,7 @@ fn open(task: Ptr, call: &Call, kind: u16, fd: u32) {
         (*record).dev = found.key.dev;
         (*record).syscall = call.number;
         (*record).mode = mode;
-        (*record).open_flags = file.read(offset!(file_flags)).unwrap_or(0);
+        (*record).open_flags = file.read(offset!(file_flags));
         (*record).watch = found.watch;
         (*record).flags = flags;
         (*record).zero = [0; 6];

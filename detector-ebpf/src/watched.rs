@@ -24,24 +24,21 @@ pub struct Match {
 /// Compares the file's inode, its directory's, and as many further ancestors as the agent asks for.
 #[inline(always)]
 pub fn file(file: Ptr) -> Option<Match> {
-    let inode = file.follow(offset!(file_inode))?;
-    let key = WatchKey::new(inode.follow(offset!(inode_sb))?.read(offset!(sb_dev))?, inode.read(offset!(inode_ino))?);
+    let inode = file.follow(offset!(file_inode));
+    let key = WatchKey::new(inode.follow(offset!(inode_sb)).read(offset!(sb_dev)), inode.read(offset!(inode_ino)));
     let mut matched = flags(&key).unwrap_or(0) & watch::FILE;
     let mut parent_ino = 0;
-    let mut dentry = file.follow(offset!(file_dentry))?;
+    let mut dentry = file.follow(offset!(file_dentry));
     let depth = setting(setting::DEPTH);
     for level in 0..MAX_DEPTH {
         if level > 0 && (matched != 0 || level >= depth) {
             break;
         }
-        let Some(parent) = dentry.follow(offset!(dentry_parent)) else { break };
+        let parent = dentry.follow(offset!(dentry_parent));
         if parent == dentry {
             break;
         }
-        let Some(ino) = parent.follow(offset!(dentry_inode)).and_then(|inode| inode.read::<u64>(offset!(inode_ino)))
-        else {
-            break;
-        };
+        let ino: u64 = parent.follow(offset!(dentry_inode)).read(offset!(inode_ino));
         let wanted = if level == 0 {
             parent_ino = ino;
             watch::DIR | watch::SUBTREE
