@@ -41,7 +41,7 @@ enum Command {
 }
 
 /// Where to look, and with what.
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args, Clone, Debug)]
 pub struct Source {
     /// Watch DIR too, which need not exist yet; may be given several times
     #[arg(long = "manifest-dir", value_name = "DIR")]
@@ -111,7 +111,11 @@ impl Source {
     pub fn options(&self) -> live::Options {
         live::Options {
             kernel: kernel::Options { btf: self.btf.clone(), without: self.without_hooks.clone() },
-            discovery: Discovery::new(self.manifest_dirs.clone(), !self.no_default_dirs),
+            discovery: Discovery {
+                explicit: self.manifest_dirs.clone(),
+                defaults: !self.no_default_dirs,
+                proc: PathBuf::from("/proc"),
+            },
             node: self.node_name.clone(),
         }
     }

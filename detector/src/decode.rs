@@ -3,6 +3,8 @@
 use detector_common as wire;
 use zerocopy::FromBytes;
 
+pub use crate::syscalls::name as syscall_name;
+
 /// A decoded kernel record.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {

@@ -52,7 +52,7 @@ fn static_pod(source: &Source) -> anyhow::Result<ExitCode> {
     let planted = plant(&path, &content)?;
     let added = agent.alert(&path, "added", planted);
     let removed_at = Instant::now();
-    fs::remove_file(&path).with_context(|| format!("removing {}: remove it by hand", path.0.display()))?;
+    fs::remove_file(&path).with_context(|| format!("removing {}: remove it by hand", path.display()))?;
     let removed = agent.alert(&path, "removed", removed_at);
     println!("drill: the manifest is removed again");
     let fine = say("planting", added) & say("removal", removed);

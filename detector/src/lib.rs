@@ -3,7 +3,18 @@
 //! Sources do I/O and yield [`record::Record`]s. Everything behind them is a pure function of that stream.
 
 pub mod alert;
+pub mod cli;
+pub mod context;
 pub mod decode;
+pub mod detect;
+pub mod doctor;
+pub mod drill;
+pub mod escape;
 pub mod manifest;
+pub mod pipeline;
 pub mod record;
+pub mod run;
+pub mod sink;
 pub mod source;
+pub mod syscalls;
+mod yaml;

@@ -2,6 +2,14 @@
 
 use serde::Serialize;
 
+use crate::yaml::{self, Malformed, Node};
+
+/// Longest string that is kept, in characters.
+pub const MAX_TEXT: usize = 256;
+
+/// Most entries of each list.
+pub const MAX_ENTRIES: usize = 64;
+
 /// The facts of a pod manifest that decide how bad it is. All strings are the attacker's: bounded, never interpreted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Manifest {
@@ -24,10 +32,117 @@ pub struct Manifest {
 pub enum Parsed {
     /// Nothing but white space and comments.
     Empty,
-    /// A pod. Several when the document is a list of pods.
+    /// A pod. Exactly one today: kubelet takes lists of pods from URLs, not from files.
     Pods(Vec<Manifest>),
     /// Valid YAML or JSON that kubelet will not run: `kind` is what it says it is, empty when it says nothing.
     NotAPod { kind: String, why: String },
     /// Neither YAML nor JSON.
     Invalid { message: String, line: Option<usize>, column: Option<usize> },
 }
+
+impl Parsed {
+    /// Whether a writer may still be at work: what is there so far is empty, broken, or the beginning of a pod.
+    #[must_use]
+    pub fn looks_unfinished(&self) -> bool {
+        match self {
+            Self::Empty | Self::Invalid { .. } => true,
+            Self::NotAPod { kind, .. } => kind.is_empty() || kind == "Pod",
+            Self::Pods(_) => false,
+        }
+    }
+}
+
+/// Reads a manifest file as kubelet does (`tryDecodeSinglePod` in its `pkg/kubelet/config/common.go`): YAML or JSON, the
+/// first document only, unknown fields ignored. Any bytes are fine.
+///
+/// It is more tolerant than kubelet with fields that do not matter here: a pod with one that kubelet would refuse is
+/// still reported as a pod.
+#[must_use]
+pub fn parse(bytes: &[u8]) -> Parsed {
+    let document = match yaml::first_document(bytes) {
+        Ok(None | Some(Node::Null)) => return Parsed::Empty,
+        Ok(Some(document)) => document,
+        Err(Malformed { message, line, column }) => return Parsed::Invalid { message, line, column },
+    };
+    let kind = bounded(document.get("kind").text().unwrap_or_default());
+    match pod(&document, &kind) {
+        Ok(manifest) => Parsed::Pods(vec![manifest]),
+        Err(why) => Parsed::NotAPod { kind, why: why.to_owned() },
+    }
+}
+
+fn pod(document: &Node, kind: &str) -> Result<Manifest, &'static str> {
+    let version = document.get("apiVersion").text();
+    match kind {
+        "Pod" if version == Some("v1") => {}
+        "Pod" => return Err("its apiVersion is not v1"),
+        "PodList" | "List" => return Err("kubelet takes lists of pods from URLs only"),
+        "" if matches!(document, Node::Map(_)) => return Err("it has no kind"),
+        "" => return Err("it is not a mapping"),
+        _ => return Err("kubelet runs pods only"),
+    }
+    let metadata = document.get("metadata");
+    let spec = document.get("spec");
+    let name = metadata.get("name").text().filter(|name| !name.is_empty()).ok_or("it has no name")?;
+    if spec.get("containers").items().is_empty() {
+        return Err("it has no containers");
+    }
+    let namespace = metadata.get("namespace").text().filter(|namespace| !namespace.is_empty()).unwrap_or("default");
+    let mut manifest = Manifest {
+        name: bounded(name),
+        namespace: bounded(namespace),
+        host_network: spec.get("hostNetwork").is_true(),
+        host_pid: spec.get("hostPID").is_true(),
+        host_ipc: spec.get("hostIPC").is_true(),
+        ..Manifest::default()
+    };
+    for container in containers(spec) {
+        add_container(&mut manifest, container);
+    }
+    for volume in spec.get("volumes").items() {
+        if let Some(path) = volume.get("hostPath").get("path").text() {
+            push(&mut manifest.host_paths, path);
+        }
+    }
+    Ok(manifest)
+}
+
+/// The containers of all three lists, the lists in the manifest's order.
+fn containers(spec: &Node) -> impl Iterator<Item = &Node> {
+    const LISTS: [&str; 3] = ["containers", "initContainers", "ephemeralContainers"];
+    let entries: &[(String, Node)] = match spec {
+        Node::Map(entries) => entries,
+        _ => &[],
+    };
+    entries
+        .iter()
+        // Of a list that is there twice, `get` finds the one that counts.
+        .filter(|(key, list)| LISTS.contains(&key.as_str()) && std::ptr::eq(spec.get(key), list))
+        .flat_map(|(_, list)| list.items())
+}
+
+fn add_container(manifest: &mut Manifest, container: &Node) {
+    push(&mut manifest.images, container.get("image").text().unwrap_or_default());
+    let security = container.get("securityContext");
+    if security.get("privileged").is_true() {
+        push(&mut manifest.privileged, container.get("name").text().unwrap_or_default());
+    }
+    for capability in security.get("capabilities").get("add").items() {
+        if let Some(capability) = capability.text()
+            && !manifest.capabilities.contains(&bounded(capability))
+        {
+            push(&mut manifest.capabilities, capability);
+        }
+    }
+}
+
+fn push(list: &mut Vec<String>, text: &str) {
+    if list.len() < MAX_ENTRIES {
+        list.push(bounded(text));
+    }
+}
+
+fn bounded(text: &str) -> String {
+    text.chars().take(MAX_TEXT).collect()
+}
+

@@ -3,6 +3,8 @@
 //! A source does I/O and yields records; nothing behind a source reads a clock, a file, a socket or the environment.
 //! Time is the record's own, in nanoseconds of `CLOCK_BOOTTIME`; [`Start::boot_time_ns`] turns it into wall time.
 
+use std::fmt;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -143,6 +145,17 @@ pub enum WatchReason {
     KubeletConfig(String),
     /// The default of kubeadm or of a distribution.
     Default(String),
+}
+
+impl fmt::Display for WatchReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Flag => f.write_str("--manifest-dir"),
+            Self::KubeletFlag => f.write_str("kubelet's command line"),
+            Self::KubeletConfig(file) => write!(f, "kubelet's configuration {}", crate::escape::escape(file)),
+            Self::Default(of) => write!(f, "default of {}", crate::escape::escape(of)),
+        }
+    }
 }
 
 /// What stands at a watched path.

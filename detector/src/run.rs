@@ -46,8 +46,10 @@ pub fn run(options: &live::Options, mut sink: Stdout, started: Instant) -> anyho
         let mut live = Live::start(options, &mut records)?;
         give_back_memory();
         stats.attach_ms = started.elapsed().as_secs_f64() * 1e3;
-        let [alerting, context] = live.kernel().fds().map(|fd| AsyncFd::with_interest(fd, Interest::READABLE));
-        let (alerting, context) = (alerting?, context?);
+        // SAFETY: the descriptors are those of `live`, which is dropped after these two.
+        let [alerting, context] =
+            live.kernel().fds().map(|fd| unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) });
+        let (alerting, context) = (alerting.map_err(io::Error::from)?, context.map_err(io::Error::from)?);
         let hooks = live.kernel().hooks();
         for hook in hooks.iter().filter(|hook| hook.backend.is_none()) {
             eprintln!("degraded: hook {}: {}", hook.name, hook.reason.as_deref().unwrap_or("not attached"));

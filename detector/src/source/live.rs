@@ -21,7 +21,7 @@ const DRAIN_NS: u64 = 250_000_000;
 const TICK_NS: u64 = 1_000_000_000;
 
 /// What the live source is told.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Options {
     pub kernel: kernel::Options,
     pub discovery: Discovery,

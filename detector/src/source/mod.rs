@@ -1,4 +1,8 @@
 //! Sources: the only code that does I/O to learn what happened. Each yields records.
 
 pub mod kernel;
+pub mod kubelet;
+pub mod live;
+pub mod manifest;
 pub mod proc;
+mod root;

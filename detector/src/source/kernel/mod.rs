@@ -4,7 +4,6 @@
 
 pub mod btf;
 pub mod hooks;
-pub mod syscalls;
 
 use std::{
     collections::BTreeMap,
@@ -102,7 +101,7 @@ impl Kernel {
         let offsets = btf::offsets(path, &bytes)?;
         let kernel_btf = Btf::parse(&bytes, Endianness::default())?;
         drop(bytes);
-        let syscalls = syscalls::table();
+        let syscalls = crate::syscalls::table();
         let mut ebpf = EbpfLoader::new()
             .btf(Some(&kernel_btf))
             .override_global("OFFSETS", &Plain(offsets), true)

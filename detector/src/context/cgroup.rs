@@ -1,0 +1,80 @@
+//! Cgroup ids, their paths, and the container that a path names.
+
+use std::collections::{BTreeMap, VecDeque};
+
+/// Most cgroups remembered; the oldest go first.
+const MAX: usize = 16_384;
+
+/// Paths of cgroups by id.
+#[derive(Debug, Default)]
+pub struct Cgroups {
+    paths: BTreeMap<u64, String>,
+    order: VecDeque<u64>,
+}
+
+impl Cgroups {
+    /// Remembers a cgroup. An id that is reused takes its new path.
+    pub fn insert(&mut self, id: u64, path: &str) {
+        if self.paths.insert(id, path.to_owned()).is_none() {
+            self.order.push_back(id);
+            if self.order.len() > MAX
+                && let Some(oldest) = self.order.pop_front()
+            {
+                self.paths.remove(&oldest);
+            }
+        }
+    }
+
+    #[must_use]
+    pub fn path(&self, id: u64) -> Option<&str> {
+        self.paths.get(&id).map(String::as_str)
+    }
+}
+
+/// The container id in a cgroup's path, innermost first: 64 hex digits, as containerd, CRI-O, Docker and podman make
+/// them, bare (cgroupfs driver) or as `<runtime>-<id>.scope` (systemd driver).
+#[must_use]
+pub fn container_id(path: &str) -> Option<&str> {
+    path.rsplit('/').find_map(|part| {
+        let part = part.strip_suffix(".scope").unwrap_or(part);
+        let id = part.rsplit_once('-').map_or(part, |(_, id)| id);
+        (id.len() == 64 && id.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))).then_some(id)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+    #[test]
+    fn container_ids_of_every_runtime_and_driver() {
+        for path in [
+            format!("/kubepods/besteffort/pod0a1b/{ID}"),
+            format!("/kubepods.slice/kubepods-pod0a1b.slice/cri-containerd-{ID}.scope"),
+            format!("/kubepods.slice/kubepods-pod0a1b.slice/crio-{ID}.scope"),
+            format!("/system.slice/docker-{ID}.scope"),
+            format!("/machine.slice/libpod-{ID}.scope/container"),
+            format!("/docker/{ID}"),
+        ] {
+            assert_eq!(container_id(&path), Some(ID), "{path}");
+        }
+        for path in ["/", "/system.slice/ssh.service", "/user.slice/user-0.slice/session-1.scope", "/docker/0123", ""] {
+            assert_eq!(container_id(path), None, "{path}");
+        }
+        assert_eq!(container_id(&format!("/docker/{}", ID.to_uppercase())), None);
+    }
+
+    #[test]
+    fn the_oldest_go_when_there_are_too_many() {
+        let mut cgroups = Cgroups::default();
+        for id in 0..=MAX as u64 {
+            cgroups.insert(id, "/x");
+        }
+        assert_eq!(cgroups.path(0), None);
+        assert_eq!(cgroups.path(1), Some("/x"));
+        assert_eq!(cgroups.order.len(), MAX);
+        assert_eq!(cgroups.paths.len(), MAX);
+    }
+}

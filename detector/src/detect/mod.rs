@@ -1,0 +1,34 @@
+//! Detection: one state machine a technique, each a pure function of records and context.
+
+pub mod impair;
+pub mod static_pod;
+pub mod technique;
+
+use crate::{
+    alert::{Evidence, File, Severity, Technique},
+    context::Context,
+    decode::Event,
+    manifest::Manifest,
+    record::{BootNs, ProcessKey, Record},
+};
+
+/// What a technique found. Who did it is a key: the pipeline describes the process from the context.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Finding {
+    pub technique: &'static Technique,
+    pub severity: Severity,
+    /// When the act happened, or was found.
+    pub time: BootNs,
+    pub title: String,
+    pub reasons: Vec<String>,
+    pub actor: Option<ProcessKey>,
+    pub file: Option<File>,
+    pub manifest: Option<Manifest>,
+    pub evidence: Vec<Evidence>,
+}
+
+/// A technique's state machine. No I/O, no clock, bounded memory.
+pub trait Detector {
+    /// Takes one record, which `context` has learned from already. `event` is the decoded form of a kernel record.
+    fn observe(&mut self, record: &Record, event: Option<&Event>, context: &Context) -> Vec<Finding>;
+}

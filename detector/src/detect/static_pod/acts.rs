@@ -1,0 +1,193 @@
+//! Recent acts, and which of them is behind an effect.
+
+use std::collections::VecDeque;
+
+use detector_common::{self as wire, syscall, watch};
+
+use crate::{
+    alert::Evidence,
+    decode::{self, Event, hook_name},
+    detect::static_pod::EVIDENCE_MAX,
+    escape::escape_to,
+    record::{BootNs, ChangeKind, InodeKey, ManifestChange, ProcessKey, Record},
+};
+
+/// Most acts remembered.
+const MAX: usize = 4096;
+/// How long an act is remembered, in ns: longer than the view holds a change back.
+const KEEP_NS: u64 = 15_000_000_000;
+
+/// Something a process did that may be behind an effect.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Act {
+    pub seq: u64,
+    pub time: BootNs,
+    pub process: ProcessKey,
+    pub kind: &'static str,
+    pub hook: &'static str,
+    pub detail: String,
+    what: What,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum What {
+    /// A file opened for writing, or written.
+    File { inode: InodeKey, dir: InodeKey, name: String },
+    /// A watched inode's change time moved.
+    Change { inode: InodeKey },
+    /// A path call, with the last component of its path arguments; the inode is what it touched, when that is known.
+    Path { inode: Option<InodeKey>, watch: u32, names: [String; 2] },
+    /// A write, a close or the like, by which a change of the inode was complete.
+    Done { inode: InodeKey },
+    Mount,
+    IoUring,
+}
+
+/// How well an act explains an effect; the higher the better. Equal ones: the later.
+type Score = u32;
+/// Below this an act is too old to be more than an open descriptor.
+const OLD: Score = 20;
+
+/// Acts, oldest first.
+#[derive(Debug, Default)]
+pub struct Acts(VecDeque<Act>);
+
+impl Acts {
+    /// Remembers what may be an act.
+    pub fn observe(&mut self, record: &Record, event: &Event) {
+        let Some((kind, what, detail)) = act(event) else { return };
+        let header = event.header();
+        self.0.push_back(Act {
+            seq: record.seq,
+            time: record.time,
+            process: ProcessKey::from_ns(header.tgid, header.start_ns),
+            kind,
+            hook: hook_name(header.hook),
+            detail,
+            what,
+        });
+        while self.0.len() > MAX
+            || self.0.front().is_some_and(|first| record.time.0.saturating_sub(first.time.0) > KEEP_NS)
+        {
+            self.0.pop_front();
+        }
+    }
+
+    /// The act that explains the change best, of those since the old state was last seen.
+    pub fn behind(&self, change: &ManifestChange, found: BootNs) -> Option<&Act> {
+        self.0
+            .iter()
+            .filter_map(|act| Some((self.score(act, change, found)?, act)))
+            .max_by_key(|(score, act)| (*score, act.time, act.seq))
+            .map(|(_, act)| act)
+    }
+
+    /// Records behind a change: those of the process that did it, then a note of each other process that acted too.
+    pub fn evidence(&self, chosen: Option<&Act>, change: &ManifestChange, found: BootNs) -> Vec<Evidence> {
+        let Some(chosen) = chosen else { return Vec::new() };
+        let scored: Vec<_> = self.0.iter().filter(|act| self.score(act, change, found).is_some()).collect();
+        let own = scored.iter().filter(|act| act.process == chosen.process);
+        let count = own.clone().count();
+        let note = if chosen.time <= change.since { ", and held open since" } else { "" };
+        let mut evidence: Vec<_> = own.take(EVIDENCE_MAX).map(|act| act.evidence(note)).collect();
+        if count > EVIDENCE_MAX
+            && let Some(last) = evidence.last_mut()
+        {
+            last.detail.push_str(&format!(" (and {} records more)", count - EVIDENCE_MAX));
+        }
+        let mut others: Vec<&&Act> = scored.iter().filter(|act| act.process != chosen.process).collect();
+        others.sort_by_key(|act| (act.process, std::cmp::Reverse(act.seq)));
+        others.dedup_by_key(|act| act.process);
+        evidence.extend(others.iter().take(4).map(|act| act.evidence(&format!(" by another process, pid {}", act.process.pid))));
+        evidence
+    }
+
+    fn score(&self, act: &Act, change: &ManifestChange, found: BootNs) -> Option<Score> {
+        let score = explains(&act.what, change)?;
+        if act.time > found {
+            return None;
+        }
+        if act.time > change.since {
+            return Some(score);
+        }
+        // Older than the last look at the old state: only a descriptor that may still be open explains anything.
+        (matches!(act.what, What::File { .. }) && change.change == ChangeKind::Modified && score >= 90).then_some(OLD)
+    }
+}
+
+fn explains(what: &What, change: &ManifestChange) -> Option<Score> {
+    let is_file = |inode: &InodeKey| {
+        [&change.after, &change.before].into_iter().flatten().any(|file| file.inode == *inode && inode.ino != 0)
+    };
+    let is_dir = |inode: &InodeKey| change.dir_inode == Some(*inode);
+    let whole = matches!(change.change, ChangeKind::DirReplaced | ChangeKind::DirRemoved);
+    let dir_name = base(&change.dir);
+    let named = |name: &str| !name.is_empty() && (name == change.name || (whole && name == dir_name));
+    match what {
+        What::File { inode, .. } if is_file(inode) => Some(100),
+        What::Done { inode } if is_file(inode) => Some(100),
+        What::Path { inode: Some(inode), .. } if is_file(inode) => Some(99),
+        What::Change { inode } if is_file(inode) => Some(97),
+        What::File { dir, name, .. } if is_dir(dir) && named(name) => Some(95),
+        What::Path { inode, names, .. } if names.iter().any(|name| named(name)) => {
+            Some(if inode.as_ref().is_some_and(is_dir) { 90 } else { 50 })
+        }
+        What::Path { inode: Some(inode), watch, .. } if is_dir(inode) || watch & watch::DIR != 0 => Some(60),
+        What::Done { inode } | What::Change { inode } if is_dir(inode) => Some(55),
+        What::Path { watch, names, .. } if watch & watch::ANCESTOR != 0 => {
+            Some(if names.iter().any(|name| name == dir_name) { 48 } else { 35 })
+        }
+        // A directory that was replaced changed for all its entries.
+        What::Path { names, .. } if names.iter().any(|name| name == dir_name) => Some(45),
+        What::Mount => Some(40),
+        What::IoUring => Some(30),
+        _ => None,
+    }
+}
+
+fn act(event: &Event) -> Option<(&'static str, What, String)> {
+    Some(match event {
+        Event::Open(open) => ("open", file(open), format!("{} for writing: {}", call(open.event.syscall, false), shown(&open.path))),
+        Event::Write(open) => ("write", file(open), format!("{}: {}", call(open.event.syscall, false), shown(&open.path))),
+        Event::Change(change) => {
+            let inode = InodeKey { dev: change.dev, ino: change.ino };
+            let of = if change.watch & watch::FILE != 0 { "a manifest" } else { "the directory" };
+            ("change", What::Change { inode }, format!("{of} changed (inode {})", change.ino))
+        }
+        Event::Path(path) => return Some(path_act(path)),
+        Event::IoUring(ring) => ("io_uring", What::IoUring, format!("io_uring request {}", ring.opcode)),
+        Event::Exec(_) | Event::Fork(_) | Event::Exit(_) | Event::Cgroup { .. } => return None,
+    })
+}
+
+fn file(open: &decode::Open) -> What {
+    let key = |ino| InodeKey { dev: open.event.dev, ino };
+    What::File { inode: key(open.event.ino), dir: key(open.event.parent_ino), name: base(&open.path).to_owned() }
+}
+
+fn path_act(path: &decode::PathCall) -> (&'static str, What, String) {
+    let event: &wire::PathCall = &path.event;
+    let name = call(event.syscall, event.compat != 0);
+    let shown: Vec<_> = path.paths.iter().filter(|path| !path.is_empty()).map(|path| shown(path)).collect();
+    let detail = if shown.is_empty() { name } else { format!("{name} {}", shown.join(" -> ")) };
+    let inode = (event.ino != 0).then_some(InodeKey { dev: event.dev, ino: event.ino });
+    let what = match (u8::try_from(event.class), inode) {
+        (Ok(syscall::MOUNT | syscall::MOVE_MOUNT), _) => return ("mount", What::Mount, detail),
+        (Ok(class), Some(inode)) if class >= syscall::WRITE_FD0 => What::Done { inode },
+        _ => What::Path { inode, watch: event.watch, names: path.paths.each_ref().map(|path| base(path).to_owned()) },
+    };
+    ("path", what, detail)
+}
+
+fn call(number: u32, compat: bool) -> String {
+    decode::syscall_name(number, compat).map_or_else(|| format!("system call {number}"), str::to_owned)
+}
+
+fn shown(path: &str) -> String {
+    escape_to(path, 256)
+}
+
+fn base(path: &str) -> &str {
+    let path = path.trim_end_matches('/');
+    path.rsplit_once('/').map_or(path, |(_, base)| base)
+}

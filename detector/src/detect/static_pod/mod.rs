@@ -1,0 +1,171 @@
+//! `static-pod`: what kubelet would read changed, and who changed it.
+//!
+//! A [`ManifestChange`] is the effect; kernel events in the time since the old state was last seen are the acts. One
+//! change is one finding, however many system calls it took.
+
+mod acts;
+mod severity;
+
+use std::collections::BTreeMap;
+
+use crate::{
+    alert::{Evidence, File, Severity},
+    context::Context,
+    decode::Event,
+    detect::{Detector, Finding, technique::STATIC_POD},
+    escape::escape_to,
+    manifest::{self, Manifest, Parsed},
+    record::{Body, ChangeKind, ManifestChange, Record, WatchReason, Watched},
+};
+
+use acts::{Act, Acts};
+
+/// Most evidence records in a finding.
+const EVIDENCE_MAX: usize = 16;
+/// Longest name in a title, in characters.
+const TITLE_NAME: usize = 128;
+
+/// Joins acts and effects.
+#[derive(Debug, Default)]
+pub struct StaticPod {
+    acts: Acts,
+    /// Watched directories as last told; `None` before the first time.
+    watched: Option<Watched>,
+}
+
+impl Detector for StaticPod {
+    fn observe(&mut self, record: &Record, event: Option<&Event>, context: &Context) -> Vec<Finding> {
+        match &record.body {
+            Body::Kernel { .. } => {
+                if let Some(event) = event {
+                    self.acts.observe(record, event);
+                }
+                Vec::new()
+            }
+            Body::Manifest(change) => self.changed(record, change, context).into_iter().collect(),
+            Body::Watched(watched) => self.moved(record, watched),
+            _ => Vec::new(),
+        }
+    }
+}
+
+impl StaticPod {
+    fn changed(&self, record: &Record, change: &ManifestChange, context: &Context) -> Option<Finding> {
+        if change.change == ChangeKind::Present || (change.change == ChangeKind::Removed && !change.visible) {
+            return None;
+        }
+        let act = self.acts.behind(change, record.time);
+        let actor = act.map(|act| act.process);
+        let origin = actor.map(|actor| context.origin(actor).0);
+        let parsed = change.after.as_ref().filter(|after| after.unreadable.is_none()).map(|after| manifest::parse(&after.content));
+        let judged = severity::judge(change, parsed.as_ref(), origin);
+        let path = path(change);
+        let what = subject(change, parsed.as_ref());
+        let by = match actor.and_then(|actor| context.processes.get(actor)) {
+            Some(process) => format!(" by {}", escape_to(&process.exe, TITLE_NAME)),
+            None => " by nobody that was seen".to_owned(),
+        };
+        let mut evidence = self.acts.evidence(act, change, record.time);
+        evidence.push(Evidence { kind: "manifest", hook: None, sequence: record.seq, detail: format!("{} {path}", word(change.change)) });
+        Some(Finding {
+            technique: &STATIC_POD,
+            severity: judged.severity,
+            time: act.map_or(record.time, |act| act.time),
+            title: format!("{what}{by}"),
+            reasons: judged.reasons,
+            actor,
+            file: Some(File {
+                path,
+                sha256: change.after.as_ref().and_then(|after| after.sha256.clone()),
+                size: change.after.as_ref().map(|after| after.size),
+                change: word(change.change),
+                previous_sha256: change.before.as_ref().and_then(|before| before.sha256.clone()),
+                symlink: change.after.as_ref().and_then(|after| after.symlink.clone()),
+            }),
+            manifest: match parsed {
+                Some(Parsed::Pods(pods)) => pods.into_iter().next(),
+                _ => None,
+            },
+            evidence,
+        })
+    }
+
+    /// A kubelet reads static pods from somewhere else than before.
+    fn moved(&mut self, record: &Record, watched: &Watched) -> Vec<Finding> {
+        let before = self.watched.replace(watched.clone());
+        let Some(before) = before else { return Vec::new() };
+        let known: BTreeMap<&str, ()> = before.dirs.iter().map(|dir| (dir.path.as_str(), ())).collect();
+        let by_kubelet = |reason: &WatchReason| matches!(reason, WatchReason::KubeletFlag | WatchReason::KubeletConfig(_));
+        watched
+            .dirs
+            .iter()
+            .filter(|dir| by_kubelet(&dir.reason) && !known.contains_key(dir.path.as_str()))
+            .map(|dir| Finding {
+                technique: &STATIC_POD,
+                severity: Severity::High,
+                time: record.time,
+                title: format!("A kubelet now reads static pods from {}", escape_to(&dir.path, TITLE_NAME)),
+                reasons: vec![format!("the path comes from {}", dir.reason)],
+                actor: None,
+                file: None,
+                manifest: None,
+                evidence: vec![Evidence { kind: "watched", hook: None, sequence: record.seq, detail: dir.path.clone() }],
+            })
+            .collect()
+    }
+}
+
+/// Path of the changed entry as kubelet names it.
+fn path(change: &ManifestChange) -> String {
+    if change.name.is_empty() { change.dir.clone() } else { format!("{}/{}", change.dir.trim_end_matches('/'), change.name) }
+}
+
+fn word(change: ChangeKind) -> &'static str {
+    match change {
+        ChangeKind::Present => "present",
+        ChangeKind::Added => "added",
+        ChangeKind::Modified => "modified",
+        ChangeKind::Removed => "removed",
+        ChangeKind::DirReplaced => "directory replaced",
+        ChangeKind::DirRemoved => "directory removed",
+    }
+}
+
+/// What happened to what, without who.
+fn subject(change: &ManifestChange, parsed: Option<&Parsed>) -> String {
+    let name = escape_to(&change.name, TITLE_NAME);
+    match (change.change, parsed) {
+        (ChangeKind::DirReplaced, _) => format!("Static pod directory {} replaced", escape_to(&change.dir, TITLE_NAME)),
+        (ChangeKind::DirRemoved, _) => format!("Static pod directory {} removed", escape_to(&change.dir, TITLE_NAME)),
+        (ChangeKind::Removed, _) => format!("Static pod manifest removed: {name}"),
+        (kind, _) if !change.visible => format!("File {} that kubelet ignores: {name}", word(kind)),
+        (kind, Some(Parsed::Pods(pods))) if !pods.is_empty() => {
+            format!("Static pod manifest {}: {}", word(kind), pods.first().map(pod).unwrap_or_default())
+        }
+        (kind, _) => format!("Static pod manifest {} that kubelet rejects: {name}", word(kind)),
+    }
+}
+
+/// `namespace/name (privileged, hostPID)`.
+fn pod(manifest: &Manifest) -> String {
+    let mut asks = Vec::new();
+    if !manifest.privileged.is_empty() {
+        asks.push("privileged");
+    }
+    for (set, name) in [(manifest.host_pid, "hostPID"), (manifest.host_ipc, "hostIPC"), (manifest.host_network, "hostNetwork")] {
+        if set {
+            asks.push(name);
+        }
+    }
+    if !manifest.host_paths.is_empty() {
+        asks.push("hostPath");
+    }
+    let asks = if asks.is_empty() { String::new() } else { format!(" ({})", asks.join(", ")) };
+    format!("{}/{}{asks}", escape_to(&manifest.namespace, TITLE_NAME), escape_to(&manifest.name, TITLE_NAME))
+}
+
+impl Act {
+    fn evidence(&self, note: &str) -> Evidence {
+        Evidence { kind: self.kind, hook: Some(self.hook), sequence: self.seq, detail: format!("{}{note}", self.detail) }
+    }
+}

@@ -1,0 +1,160 @@
+//! How bad a change is, and why. The table is in `docs/techniques/static-pod.md`.
+
+use crate::{
+    alert::{Origin, Severity},
+    escape::escape_to,
+    manifest::{Manifest, Parsed},
+    record::{ChangeKind, ManifestChange},
+};
+
+/// A verdict with its reasons in words, most important first.
+pub struct Judged {
+    pub severity: Severity,
+    pub reasons: Vec<String>,
+}
+
+/// Capabilities that are as good as root on the node.
+const DANGEROUS: [&str; 12] = [
+    "ALL", "SYS_ADMIN", "SYS_MODULE", "SYS_PTRACE", "SYS_RAWIO", "SYS_BOOT", "DAC_READ_SEARCH", "DAC_OVERRIDE", "NET_ADMIN",
+    "NET_RAW", "BPF", "PERFMON",
+];
+
+/// Host paths that give the node away, with everything below them; `/` itself counts too.
+const SENSITIVE: [&str; 9] =
+    ["/etc", "/root", "/proc", "/sys", "/dev", "/run", "/var/run", "/var/lib/kubelet", "/var/lib/etcd"];
+
+/// Judges a change by what the manifest asks for and who made it. `origin` is `None` when nobody was seen.
+pub fn judge(change: &ManifestChange, parsed: Option<&Parsed>, origin: Option<Origin>) -> Judged {
+    let mut reasons = Vec::new();
+    if !change.visible && !matches!(change.change, ChangeKind::DirReplaced | ChangeKind::DirRemoved) {
+        reasons.push("kubelet ignores names with a leading dot: it lies in wait for a rename".to_owned());
+        return Judged { severity: Severity::Low, reasons };
+    }
+    let mut severity = match change.change {
+        ChangeKind::DirReplaced => {
+            reasons.push("another directory stands where kubelet reads".to_owned());
+            Severity::High
+        }
+        ChangeKind::DirRemoved => {
+            reasons.push("kubelet stops the pods of a directory that is gone".to_owned());
+            Severity::Medium
+        }
+        ChangeKind::Removed => {
+            reasons.push("kubelet stops the pod".to_owned());
+            Severity::Medium
+        }
+        ChangeKind::Present | ChangeKind::Added | ChangeKind::Modified => content(change, parsed, &mut reasons),
+    };
+    match origin {
+        Some(Origin::Container) => {
+            reasons.insert(0, "a process in a container did it".to_owned());
+            severity = Severity::Critical;
+        }
+        Some(Origin::Host | Origin::Unknown) => {}
+        None => {
+            reasons.insert(0, "no hook saw an act: the change came by a way around the kernel's file calls".to_owned());
+            severity = if severity >= Severity::High { Severity::Critical } else { severity.max(Severity::High) };
+        }
+    }
+    Judged { severity, reasons }
+}
+
+fn content(change: &ManifestChange, parsed: Option<&Parsed>, reasons: &mut Vec<String>) -> Severity {
+    match parsed {
+        None => {
+            let why = change.after.as_ref().and_then(|after| after.unreadable.as_deref()).unwrap_or("it cannot be read");
+            reasons.push(format!("kubelet cannot run it: {}", escape_to(why, 256)));
+            Severity::Medium
+        }
+        Some(Parsed::Empty) => {
+            reasons.push("it is empty".to_owned());
+            Severity::Low
+        }
+        Some(Parsed::NotAPod { kind, why }) => {
+            reasons.push(format!("kubelet rejects it: kind {:?}: {}", escape_to(kind, 64), escape_to(why, 256)));
+            Severity::Medium
+        }
+        Some(Parsed::Invalid { message, line, column }) => {
+            let place = match (line, column) {
+                (Some(line), Some(column)) => format!("line {line}, column {column}: "),
+                (Some(line), None) => format!("line {line}: "),
+                _ => String::new(),
+            };
+            reasons.push(format!("it does not parse: {place}{}", escape_to(message, 256)));
+            Severity::Medium
+        }
+        Some(Parsed::Pods(pods)) => {
+            let before = reasons.len();
+            for pod in pods.iter().take(8) {
+                asks(pod, reasons);
+            }
+            if reasons.len() > before { Severity::High } else { Severity::Medium }
+        }
+    }
+}
+
+/// What a pod asks for that gives it the node.
+fn asks(pod: &Manifest, reasons: &mut Vec<String>) {
+    let list = |names: &[String]| names.iter().take(4).map(|name| escape_to(name, 64)).collect::<Vec<_>>().join(", ");
+    if !pod.privileged.is_empty() {
+        reasons.push(format!("privileged containers: {}", list(&pod.privileged)));
+    }
+    for (set, what) in [
+        (pod.host_pid, "shares the node's processes (hostPID)"),
+        (pod.host_ipc, "shares the node's IPC (hostIPC)"),
+        (pod.host_network, "shares the node's network (hostNetwork)"),
+    ] {
+        if set {
+            reasons.push(what.to_owned());
+        }
+    }
+    let paths: Vec<_> = pod.host_paths.iter().filter(|path| sensitive(path)).cloned().collect();
+    if !paths.is_empty() {
+        reasons.push(format!("mounts of the node: {}", list(&paths)));
+    }
+    let capabilities: Vec<_> = pod.capabilities.iter().filter(|name| dangerous(name)).cloned().collect();
+    if !capabilities.is_empty() {
+        reasons.push(format!("capabilities: {}", list(&capabilities)));
+    }
+}
+
+fn dangerous(capability: &str) -> bool {
+    let name = capability.to_ascii_uppercase();
+    DANGEROUS.contains(&name.strip_prefix("CAP_").unwrap_or(&name))
+}
+
+/// A path that is `/`, lies in a sensitive place, or holds one. Dots are not resolved by kubelet either: `..` is refused there,
+/// so it counts as sensitive here.
+fn sensitive(path: &str) -> bool {
+    let parts: Vec<_> = path.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+    let path = format!("/{}", parts.join("/"));
+    path == "/"
+        || parts.contains(&"..")
+        || path.ends_with(".sock")
+        || SENSITIVE.iter().any(|place| {
+            path == *place || path.starts_with(&format!("{place}/")) || place.starts_with(&format!("{path}/"))
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sensitive_paths_hold_or_lie_in_the_nodes_own_places() {
+        for path in ["/", "", "//", "/etc", "/etc/kubernetes", "//etc/./ssl", "/var", "/var/lib", "/srv/../etc", "/srv/x.sock"] {
+            assert!(sensitive(path), "{path}");
+        }
+        for path in ["/srv/data", "/etcetera", "/home/web", "/var/log/app", "/rooted"] {
+            assert!(!sensitive(path), "{path}");
+        }
+    }
+
+    #[test]
+    fn capabilities_in_any_spelling() {
+        for name in ["SYS_ADMIN", "CAP_SYS_ADMIN", "sys_admin", "all"] {
+            assert!(dangerous(name), "{name}");
+        }
+        assert!(!dangerous("NET_BIND_SERVICE"));
+    }
+}

@@ -1,0 +1,19 @@
+//! Techniques by their stable ids: the Kubernetes Threat Matrix, with ATT&CK's and Microsoft's.
+
+use crate::alert::Technique;
+
+pub static STATIC_POD: Technique = Technique {
+    id: "static-pod",
+    name: "Static Pod",
+    tactic: "Persistence",
+    attack: &["T1543.005"],
+    microsoft: &["MS-TA9017"],
+};
+
+pub static DETECTOR_TAMPERING: Technique = Technique {
+    id: "detector-tampering",
+    name: "Impair the detector",
+    tactic: "Defense Evasion",
+    attack: &["T1562.001"],
+    microsoft: &[],
+};

@@ -1,0 +1,91 @@
+//! Records in, alerts out: decode, context, detection, in that order. Pure.
+
+use crate::{
+    alert::{Alert, Origin, TraceRef},
+    context::Context,
+    decode,
+    detect::{Detector, Finding, impair::Impair, static_pod::StaticPod},
+    record::{Body, Record},
+};
+
+/// What the pipeline could not use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Kernel records that are none.
+    pub undecodable: u64,
+}
+
+/// The pipeline and its state.
+pub struct Pipeline {
+    context: Context,
+    detectors: Vec<Box<dyn Detector>>,
+    stats: Stats,
+}
+
+impl Default for Pipeline {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Pipeline {
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            context: Context::default(),
+            detectors: vec![Box::<StaticPod>::default(), Box::<Impair>::default()],
+            stats: Stats::default(),
+        }
+    }
+
+    /// Takes the next record of the stream; yields the alerts that it completes.
+    pub fn push(&mut self, record: &Record) -> Vec<Alert> {
+        let event = match &record.body {
+            Body::Kernel { raw } => match decode::event(raw) {
+                Ok(event) => Some(event),
+                Err(_) => {
+                    self.stats.undecodable += 1;
+                    return Vec::new();
+                }
+            },
+            _ => None,
+        };
+        self.context.learn(record.time, &record.body, event.as_ref());
+        let context = &self.context;
+        self.detectors
+            .iter_mut()
+            .flat_map(|detector| detector.observe(record, event.as_ref(), context))
+            .map(|finding| alert(finding, record, context))
+            .collect()
+    }
+
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.stats
+    }
+
+    #[must_use]
+    pub fn context(&self) -> &Context {
+        &self.context
+    }
+}
+
+fn alert(finding: Finding, record: &Record, context: &Context) -> Alert {
+    let (origin, container) = finding.actor.map_or((Origin::Unknown, None), |actor| context.origin(actor));
+    Alert {
+        time: context.wall(finding.time),
+        node: context.start.node.clone(),
+        severity: finding.severity,
+        technique: finding.technique.clone(),
+        title: finding.title,
+        reasons: finding.reasons,
+        origin,
+        process: finding.actor.and_then(|actor| context.describe(actor)),
+        container,
+        pod: None,
+        file: finding.file,
+        manifest: finding.manifest,
+        evidence: finding.evidence,
+        trace: TraceRef { sequence: record.seq },
+    }
+}

@@ -1,0 +1,83 @@
+//! An alert as a tired person reads it.
+
+use std::fmt::Write as _;
+
+use crate::{
+    alert::{Alert, Origin, Process, Severity},
+    escape::{escape, escape_to},
+};
+
+/// Widest value on a line, in characters.
+const WIDTH: usize = 160;
+
+/// A few lines, the worst first, an empty one at the end.
+#[must_use]
+pub fn render(alert: &Alert, colour: bool) -> String {
+    let (word, code) = match alert.severity {
+        Severity::Info => ("INFO", "36"),
+        Severity::Low => ("LOW", "34"),
+        Severity::Medium => ("MEDIUM", "33"),
+        Severity::High => ("HIGH", "31"),
+        Severity::Critical => ("CRITICAL", "1;97;41"),
+    };
+    let paint = |text: &str, code: &str| if colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() };
+    let mut out = format!("{} {}\n", paint(word, code), paint(&escape_to(&alert.title, 2 * WIDTH), "1"));
+    let mut line = |name: &str, value: &str| {
+        if !value.is_empty() {
+            // Writing to a string cannot fail.
+            let _ = writeln!(out, "  {} {value}", paint(&format!("{name:<9}"), "2"));
+        }
+    };
+    line("why", &alert.reasons.iter().map(|reason| escape_to(reason, WIDTH)).collect::<Vec<_>>().join("; "));
+    match &alert.process {
+        Some(process) => {
+            line("who", &who(process));
+            line("command", &escape_to(&process.argv.join(" "), WIDTH));
+            line("lineage", &lineage(process));
+        }
+        None if alert.file.is_some() => line("who", "unattributed: no hook saw an act"),
+        None => {}
+    }
+    let container = alert.container.as_ref().map(|container| format!("container {}", escape_to(&container.id, 12)));
+    let origin = match alert.origin {
+        Origin::Host => "the host".to_owned(),
+        Origin::Container => container.unwrap_or_else(|| "a container".to_owned()),
+        Origin::Unknown if alert.process.is_some() => "not known: neither the host's namespaces nor a container's cgroup".to_owned(),
+        Origin::Unknown => String::new(),
+    };
+    line("from", &origin);
+    if let Some(file) = &alert.file {
+        let sha = file.sha256.as_deref().map(|sha| format!("  sha256 {}", sha.get(..16).unwrap_or(sha))).unwrap_or_default();
+        let link = file.symlink.as_deref().map(|to| format!(" -> {}", escape_to(to, WIDTH))).unwrap_or_default();
+        line("file", &format!("{}{link}  {}{sha}", escape_to(&file.path, WIDTH), file.change));
+    }
+    if let Some(manifest) = &alert.manifest {
+        line("images", &manifest.images.iter().map(|image| escape_to(image, WIDTH)).collect::<Vec<_>>().join(", "));
+    }
+    line("technique", &format!("{} ({}) on {}", alert.technique.id, alert.technique.attack.join(", "), escape(&alert.node)));
+    line("when", &format!("{}  record {}, {} of evidence", alert.time, alert.trace.sequence, alert.evidence.len()));
+    out.push('\n');
+    out
+}
+
+fn who(process: &Process) -> String {
+    let mut who = format!("{} pid {} uid {}", escape_to(&process.exe, WIDTH), process.pid, process.uid);
+    if let Some(login) = process.login_uid {
+        let _ = write!(who, " (logged in as {login})");
+    }
+    if let Some(tty) = &process.tty {
+        let _ = write!(who, " on {}", escape_to(tty, 16));
+    }
+    who
+}
+
+/// Oldest first, short names: `systemd > sshd > bash > cp`.
+fn lineage(process: &Process) -> String {
+    let short = |exe: &str| escape_to(exe.rsplit('/').next().unwrap_or(exe), 24);
+    let mut names: Vec<_> = process.ancestors.iter().rev().map(|ancestor| short(&ancestor.exe)).collect();
+    if names.len() > 8 {
+        names.splice(1..names.len() - 6, ["…".to_owned()]);
+    }
+    names.push(short(&process.exe));
+    names.join(" > ")
+}

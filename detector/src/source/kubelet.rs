@@ -1,0 +1,242 @@
+//! Which directories the kubelets of this node read static pods from.
+
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use nix::sys::stat::stat;
+
+use super::root::{Root, read_file};
+use crate::record::WatchReason;
+
+mod config;
+
+use config::Settings;
+
+/// Longest configuration or command line that is read.
+const MAX_CONFIG: usize = 1024 * 1024;
+
+/// Most kubelets that are believed in; a node has one, a developer's kind cluster a few.
+const MAX_KUBELETS: usize = 64;
+
+/// Binaries that run kubelet as a part of themselves, and the subcommands that do.
+///
+/// k0s is not among them: it unpacks a `kubelet` and starts it.
+const EMBEDDING: [(&str, &[&str]); 3] =
+    [("hyperkube", &["kubelet"]), ("k3s", &["server", "agent"]), ("rke2", &["server", "agent"])];
+
+/// Where to look.
+#[derive(Clone, Debug)]
+pub struct Discovery {
+    /// Directories that the user named (`--manifest-dir`), as the agent sees them.
+    pub explicit: Vec<PathBuf>,
+    /// Look for kubelets and for the defaults of distributions even though there are explicit directories.
+    pub defaults: bool,
+    /// `/proc`, with the pids of the host.
+    pub proc: PathBuf,
+}
+
+/// A place that static pods are read from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Directory or file as kubelet names it, absolute inside `root`; empty for a kubelet that reads none now.
+    pub path: PathBuf,
+    pub reason: WatchReason,
+    /// Pid of the kubelet whose view this is.
+    pub kubelet: Option<u32>,
+    /// `/proc/<pid>/root`, or `/`.
+    pub root: PathBuf,
+    /// Files, and the drop-in directory, whose change can change the answer; as kubelet names them, inside `root`.
+    pub config_files: Vec<PathBuf>,
+    /// Where this kubelet fetches pods from as well.
+    pub url: Option<String>,
+}
+
+/// A process that is, or contains, a kubelet.
+struct Kubelet {
+    pid: u32,
+    /// `kubelet`, or which of the binaries that embed it.
+    flavour: &'static str,
+    /// Arguments behind the program's name.
+    args: Vec<String>,
+}
+
+impl Discovery {
+    /// Every place, each mount view and path once. Explicit ones come first, then kubelets', then defaults.
+    #[must_use]
+    pub fn discover(&self) -> Vec<Candidate> {
+        let mut found = Found { proc: &self.proc, seen: HashSet::new(), candidates: Vec::new() };
+        for path in &self.explicit {
+            found.add(Candidate {
+                path: absolute(path, &std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"))),
+                reason: WatchReason::Flag,
+                kubelet: None,
+                root: PathBuf::from("/"),
+                config_files: Vec::new(),
+                url: None,
+            });
+        }
+        if self.explicit.is_empty() || self.defaults {
+            for kubelet in kubelets(&self.proc) {
+                if let Some(candidate) = read_kubelet(&self.proc, &kubelet) {
+                    found.add(candidate);
+                }
+            }
+            self.add_defaults(&mut found);
+        }
+        found.candidates
+    }
+
+    fn add_defaults(&self, found: &mut Found<'_>) {
+        let root = self.host_root();
+        let mut add = |path: &str, name: &str| {
+            found.add(Candidate {
+                path: PathBuf::from(path),
+                reason: WatchReason::Default(name.to_owned()),
+                kubelet: None,
+                root: root.clone(),
+                config_files: Vec::new(),
+                url: None,
+            });
+        };
+        add("/etc/kubernetes/manifests", "kubeadm");
+        for name in ["k3s", "rke2"] {
+            if root.join("var/lib/rancher").join(name).is_dir() {
+                add(&format!("/var/lib/rancher/{name}/agent/pod-manifests"), name);
+            }
+        }
+    }
+
+    /// The host's root: `/` on the host. An agent in a container sees the host's through its first process.
+    fn host_root(&self) -> PathBuf {
+        let namespace = |process: &str| std::fs::read_link(self.proc.join(process).join("ns/mnt")).ok();
+        let init = self.proc.join("1/root");
+        match (namespace("1"), namespace("self")) {
+            (Some(host), Some(own)) if host != own && init.is_dir() => init,
+            _ => PathBuf::from("/"),
+        }
+    }
+}
+
+/// What was found, without duplicates.
+struct Found<'a> {
+    proc: &'a Path,
+    seen: HashSet<(View, PathBuf)>,
+    candidates: Vec<Candidate>,
+}
+
+/// A mount namespace and a root directory in it: the same paths lead to the same files.
+type View = (Option<PathBuf>, u64, u64);
+
+impl Found<'_> {
+    fn add(&mut self, candidate: Candidate) {
+        let view = self.view(&candidate.root);
+        if self.seen.insert((view.clone(), candidate.path.clone())) {
+            self.candidates.push(candidate);
+            return;
+        }
+        // Known under another reason; what this one knows beyond that must not get lost.
+        let views: Vec<View> = self.candidates.iter().map(|known| self.view(&known.root)).collect();
+        let known = self.candidates.iter_mut().zip(views).find(|(c, v)| *v == view && c.path == candidate.path);
+        if let Some((known, _)) = known {
+            if known.url.is_none() {
+                known.url = candidate.url;
+            }
+            for file in candidate.config_files {
+                if !known.config_files.contains(&file) {
+                    known.config_files.push(file);
+                }
+            }
+        }
+    }
+
+    fn view(&self, root: &Path) -> View {
+        let process = root.parent().map_or_else(|| self.proc.join("self"), Path::to_path_buf);
+        let namespace = std::fs::read_link(process.join("ns/mnt")).ok();
+        stat(root).map_or((namespace.clone(), 0, 0), |s| (namespace, s.st_dev, s.st_ino))
+    }
+}
+
+/// Kubelets among the running processes, by pid. A thread is no process: `/proc` lists none.
+fn kubelets(proc: &Path) -> Vec<Kubelet> {
+    let Ok(entries) = std::fs::read_dir(proc) else {
+        return Vec::new();
+    };
+    let mut pids: Vec<u32> =
+        entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
+    pids.sort_unstable();
+    pids.into_iter().filter_map(|pid| kubelet(proc, pid)).take(MAX_KUBELETS).collect()
+}
+
+fn kubelet(proc: &Path, pid: u32) -> Option<Kubelet> {
+    let dir = proc.join(pid.to_string());
+    let exe = std::fs::read_link(dir.join("exe")).ok();
+    // A binary replaced by an update shows as "/usr/bin/kubelet (deleted)".
+    let exe = exe.as_deref().and_then(Path::file_name).map(|name| {
+        let name = name.as_bytes();
+        String::from_utf8_lossy(name.strip_suffix(b" (deleted)").unwrap_or(name)).into_owned()
+    });
+    let argv = bounded_cmdline(&dir.join("cmdline"))?;
+    // k3s and rke2 write one string over their arguments: "/usr/local/bin/k3s server".
+    let first = argv.first()?;
+    let mut words = first.split(' ').filter(|w| !w.is_empty());
+    let program = Path::new(words.next()?).file_name()?.to_str()?.to_owned();
+    let retitled: Vec<String> = if argv.len() == 1 { words.map(str::to_owned).collect() } else { Vec::new() };
+    let args: Vec<String> = retitled.into_iter().chain(argv.iter().skip(1).cloned()).collect();
+    let is = |name: &str| exe.as_deref() == Some(name) || program == name;
+    if is("kubelet") {
+        return Some(Kubelet { pid, flavour: "kubelet", args });
+    }
+    if is("kubelite") {
+        return Some(Kubelet { pid, flavour: "kubelite", args });
+    }
+    let (flavour, commands) = EMBEDDING.into_iter().find(|(name, _)| is(name))?;
+    let command = args.first()?;
+    commands.contains(&command.as_str()).then(|| Kubelet { pid, flavour, args })
+}
+
+fn bounded_cmdline(path: &Path) -> Option<Vec<String>> {
+    use std::io::Read;
+    let mut bytes = Vec::new();
+    let limit = u64::try_from(MAX_CONFIG).ok()?;
+    std::fs::File::open(path).ok()?.take(limit).read_to_end(&mut bytes).ok()?;
+    Some(crate::decode::split_argv(&bytes))
+}
+
+/// What one kubelet reads, by its command line and configuration. `None` when it is gone, or reads nothing and has no
+/// configuration that could change that.
+fn read_kubelet(proc: &Path, kubelet: &Kubelet) -> Option<Candidate> {
+    let dir = proc.join(kubelet.pid.to_string());
+    let root_path = dir.join("root");
+    let root = Root::open(&root_path, dir.join("mountinfo")).ok()?;
+    let cwd = std::fs::read_link(dir.join("cwd")).unwrap_or_else(|_| PathBuf::from("/"));
+    let mut settings = Settings::new(cwd);
+    settings.read(&root, kubelet.flavour, &kubelet.args);
+    if settings.path.is_none() && settings.url.is_none() && settings.config_files.is_empty() {
+        return None;
+    }
+    let (path, reason) = settings.path.unwrap_or_else(|| {
+        let reason = settings.url_reason.unwrap_or(WatchReason::KubeletFlag);
+        (PathBuf::new(), reason)
+    });
+    Some(Candidate {
+        path,
+        reason,
+        kubelet: Some(kubelet.pid),
+        root: root_path,
+        config_files: settings.config_files,
+        url: settings.url,
+    })
+}
+
+/// `path` made absolute and free of `.` and repeated slashes; `..` stays, for it may follow a link.
+fn absolute(path: &Path, base: &Path) -> PathBuf {
+    Path::new("/").join(base).join(path).components().collect()
+}
+
+/// Whether a drop-in directory's entry counts.
+fn is_drop_in(name: &OsStr) -> bool {
+    Path::new(name).extension() == Some(OsStr::new("conf"))
+}
+
