@@ -69,10 +69,12 @@ pub mod syscall {
     pub const NONE: u8 = 0;
     /// `open`: flags in the second argument.
     pub const OPEN: u8 = 1;
-    /// `openat`: flags in the third argument.
+    /// `openat`, `open_by_handle_at`: flags in the third argument.
     pub const OPENAT: u8 = 2;
-    /// `creat`, `openat2`, `open_by_handle_at`: the opened file says how it was opened.
-    pub const OPEN_ANY: u8 = 3;
+    /// `creat`: always for writing.
+    pub const CREAT: u8 = 3;
+    /// `openat2`: flags in the caller's memory, where the third argument points.
+    pub const OPENAT2: u8 = 4;
     /// One path: `unlink`, `truncate`, `mkdir`, `rmdir`, `mknod`. The class of the `*at` forms is [`AT`] more.
     pub const PATH: u8 = 16;
     /// Two paths: `rename`, `link`, `symlink`.

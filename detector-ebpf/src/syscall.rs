@@ -3,7 +3,11 @@
 //! The hook runs at `sys_exit`: the kernel has done the thing, and its own structures say to what. A descriptor is
 //! resolved through the task's file table to the real inode, so there is no window between check and use.
 
-use aya_ebpf::{helpers::generated::bpf_probe_read_user_str, macros::btf_tracepoint, programs::BtfTracePointContext};
+use aya_ebpf::{
+    helpers::generated::{bpf_probe_read_user, bpf_probe_read_user_str},
+    macros::btf_tracepoint,
+    programs::BtfTracePointContext,
+};
 use detector_common::{
     ARG_PATH_MAX, Open, PathCall, hook, kind, setting,
     syscall::{self as class, TABLE},
@@ -103,7 +107,7 @@ fn dispatch(regs: Ptr, ret: i64, number: usize, native: u8, compat: u8) {
     // One call of each reporter: the verifier follows every call on its own.
     let written = class == class::WRITE_FD0 || class == class::WRITE_FD2;
     let tracked = written && !changed && setting(setting::TRACK_WRITES) != 0;
-    if tracked || matches!(class, class::OPEN | class::OPENAT | class::OPEN_ANY) {
+    if tracked || matches!(class, class::OPEN | class::OPENAT | class::CREAT | class::OPENAT2) {
         let (kind, fd) = match class {
             class::WRITE_FD0 => (kind::WRITE, call.arg(0)),
             class::WRITE_FD2 => (kind::WRITE, call.arg(2)),
@@ -126,11 +130,12 @@ fn open(task: Ptr, call: &Call, kind: u16, fd: u32) {
     let file = kernel::file_of(task, fd);
     let mode: u32 = file.read(offset!(file_mode));
     if mode & (FMODE_WRITE | FMODE_CREATED) == 0 {
-        // Read-only and nothing made: only truncation is left, which is in the flags, where they are in a register.
+        // Read-only and nothing made: only truncation is left, which is in the flags.
         let flags = match call.class {
             class::OPEN => call.arg(1),
             class::OPENAT => call.arg(2),
-            _ => O_TRUNC,
+            class::OPENAT2 => user_word(call.arg(2)),
+            _ => 0,
         };
         if flags & O_TRUNC == 0 {
             return;
@@ -188,6 +193,15 @@ fn paths(task: Ptr, call: &Call, touch: Option<Touch>, ring: Ring) {
         (*record).compat = u32::from(call.compat);
     }
     emit::scratched(ring, hook::SYS_EXIT, scratch, BODY + first + second);
+}
+
+/// The first word of what a pointer argument points to; zero when it cannot be read.
+#[inline(always)]
+fn user_word(address: u64) -> u64 {
+    let mut word = 0_u64;
+    // SAFETY: the helper checks the address and writes eight bytes in any case.
+    unsafe { bpf_probe_read_user((&raw mut word).cast(), 8, address as usize as *const _) };
+    word
 }
 
 /// Copies a path argument, if the call has one there, to `out` from `at` on. Returns its length with the NUL.

@@ -82,7 +82,11 @@ pub fn doctor(options: &Options) -> anyhow::Result<ExitCode> {
         writeln!(report, "  note       {note}")?;
     }
     let fine = problems.is_empty();
-    let verdict = if fine { "static-pod: changes are detected, and who made them is named" } else { "static-pod: cannot run as it should" };
+    let verdict = if fine {
+        "static-pod: changes are detected, and who made them is named"
+    } else {
+        "static-pod: cannot run as it should"
+    };
     writeln!(report, "  {:<10} {verdict}", if fine { "ok" } else { "FAILED" })?;
     std::io::stdout().write_all(report.as_bytes())?;
     Ok(if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -103,7 +107,9 @@ fn watched(options: &Options) -> Watched {
 fn hook_line(report: &mut String, hook: &Hook, state: &HookState) -> std::fmt::Result {
     let needed = if hook.required { "required" } else { "" };
     match &state.backend {
-        Some(backend) => writeln!(report, "  {:<10} {:<22} {backend} {:<24} {needed}", "ok", hook.name, hook.tracepoint),
+        Some(backend) => {
+            writeln!(report, "  {:<10} {:<22} {backend} {:<24} {needed}", "ok", hook.name, hook.tracepoint)
+        }
         None => {
             let reason = state.reason.as_deref().unwrap_or("not attached");
             let mark = if hook.required { "MISSING" } else { "absent" };

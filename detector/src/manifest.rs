@@ -145,4 +145,3 @@ fn push(list: &mut Vec<String>, text: &str) {
 fn bounded(text: &str) -> String {
     text.chars().take(MAX_TEXT).collect()
 }
-

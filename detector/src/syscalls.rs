@@ -1,8 +1,8 @@
 //! Which system calls matter, by number: the table that the kernel program looks classes up in.
 
 use detector_common::syscall::{
-    AFTER, IO_URING, MOUNT, MOVE_MOUNT, OPEN, OPEN_ANY, OPENAT, PATH, PATH_AT, PATHS, PATHS_AT, SYMLINK_AT, TABLE,
-    WRITE_FD0, WRITE_FD2,
+    AFTER, CREAT, IO_URING, MOUNT, MOVE_MOUNT, OPEN, OPENAT, OPENAT2, PATH, PATH_AT, PATHS, PATHS_AT, SYMLINK_AT,
+    TABLE, WRITE_FD0, WRITE_FD2,
 };
 
 /// A system call: its name, its number for 64-bit and for 32-bit callers, its class.
@@ -13,9 +13,9 @@ struct Syscall(&'static str, Option<u16>, Option<u16>, u8);
 const SYSCALLS: &[Syscall] = &[
     Syscall("open", Some(2), Some(5), OPEN),
     Syscall("openat", Some(257), Some(295), OPENAT),
-    Syscall("creat", Some(85), Some(8), OPEN_ANY),
-    Syscall("openat2", Some(437), Some(437), OPEN_ANY),
-    Syscall("open_by_handle_at", Some(304), Some(342), OPEN_ANY),
+    Syscall("creat", Some(85), Some(8), CREAT),
+    Syscall("openat2", Some(437), Some(437), OPENAT2),
+    Syscall("open_by_handle_at", Some(304), Some(342), OPENAT),
     Syscall("rename", Some(82), Some(38), PATHS),
     Syscall("renameat", Some(264), Some(302), PATHS_AT),
     Syscall("renameat2", Some(316), Some(353), PATHS_AT),

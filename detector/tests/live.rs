@@ -21,7 +21,10 @@ const SILENCE: Duration = Duration::from_millis(2500);
 const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata:\n  name: web\n  namespace: shop\nspec:\n  containers:\n  - name: web\n    image: registry.example/web:1\n";
 
 fn privileged() -> String {
-    POD.replace("    image: registry.example/web:1\n", "    image: registry.example/web:1\n    securityContext:\n      privileged: true\n")
+    POD.replace(
+        "    image: registry.example/web:1\n",
+        "    image: registry.example/web:1\n    securityContext:\n      privileged: true\n",
+    )
 }
 
 /// An agent that watches one directory of its own.
@@ -39,7 +42,10 @@ impl Agent {
     }
 
     fn with(args: &[&str], prepare: impl FnOnce(&Path)) -> Self {
-        assert!(nix::unistd::geteuid().is_root(), "live tests load BPF programs: run them as root (`sudo -E cargo xtask test`)");
+        assert!(
+            nix::unistd::geteuid().is_root(),
+            "live tests load BPF programs: run them as root (`sudo -E cargo xtask test`)"
+        );
         let root = tempfile::tempdir().unwrap();
         let dir = root.path().join("manifests");
         fs::create_dir(&dir).unwrap();
@@ -58,7 +64,8 @@ impl Agent {
         let (send, alerts) = mpsc::channel();
         thread::spawn(move || {
             for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                let alert = serde_json::from_str(&line).unwrap_or_else(|e| panic!("stdout is not JSON lines: {e}: {line}"));
+                let alert =
+                    serde_json::from_str(&line).unwrap_or_else(|e| panic!("stdout is not JSON lines: {e}: {line}"));
                 if send.send(alert).is_err() {
                     break;
                 }
@@ -113,7 +120,9 @@ impl Agent {
             match self.alerts.recv_timeout(SILENCE) {
                 Ok(alert) => rest.push(alert),
                 Err(RecvTimeoutError::Timeout) => return rest,
-                Err(RecvTimeoutError::Disconnected) => panic!("the agent ended: {:?}", self.errors.try_iter().collect::<Vec<_>>()),
+                Err(RecvTimeoutError::Disconnected) => {
+                    panic!("the agent ended: {:?}", self.errors.try_iter().collect::<Vec<_>>())
+                }
             }
         }
     }
@@ -196,7 +205,8 @@ fn planted_by_with(case: &str, args: &[&str]) {
     assert_eq!(alert["manifest"]["name"], "web");
     assert_eq!(alert["manifest"]["namespace"], "shop");
     assert_eq!(alert["file"]["sha256"], sha256(POD.as_bytes()));
-    let more: Vec<_> = agent.rest().into_iter().filter(|alert| !alert["file"]["path"].as_str().unwrap_or("").contains("/.")).collect();
+    let more: Vec<_> =
+        agent.rest().into_iter().filter(|alert| !alert["file"]["path"].as_str().unwrap_or("").contains("/.")).collect();
     assert!(more.is_empty(), "one change, one alert: {more:#?}");
     let stats = agent.stop();
     assert_eq!(stats["lost"], serde_json::json!({}));
@@ -508,7 +518,8 @@ fn detector(args: &[&str]) -> Output {
 #[test]
 fn the_drill_sees_its_own_act() {
     let dir = tempfile::tempdir().unwrap();
-    let output = detector(&["drill", "static-pod", "--no-default-dirs", "--manifest-dir", dir.path().to_str().unwrap()]);
+    let output =
+        detector(&["drill", "static-pod", "--no-default-dirs", "--manifest-dir", dir.path().to_str().unwrap()]);
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
     assert!(said.contains("PASSED"), "{said}");
@@ -551,7 +562,9 @@ fn a_truncated_btf_file_is_named() {
 
 #[test]
 fn wrong_usage_exits_with_2() {
-    for args in [&["run", "--no-such-flag"][..], &["drill", "no-such-technique"], &["doctor", "--without-hook", "none"], &[]] {
+    for args in
+        [&["run", "--no-such-flag"][..], &["drill", "no-such-technique"], &["doctor", "--without-hook", "none"], &[]]
+    {
         assert_eq!(detector(args).status.code(), Some(2), "{args:?}");
     }
 }

@@ -70,9 +70,8 @@ impl Context {
         if let Some(id) = self.cgroups.path(process.cgroup).and_then(cgroup::container_id) {
             return (Origin::Container, Some(Container { id: id.to_owned(), name: None, image: None }));
         }
-        let host = process.mnt_ns != 0
-            && process.mnt_ns == self.start.host_mnt_ns
-            && process.pid_ns == self.start.host_pid_ns;
+        let host =
+            process.mnt_ns != 0 && process.mnt_ns == self.start.host_mnt_ns && process.pid_ns == self.start.host_pid_ns;
         (if host { Origin::Host } else { Origin::Unknown }, None)
     }
 }

@@ -92,7 +92,9 @@ impl Processes {
         // `/proc` gives a parent's pid only: of those that had it, the last that began no later than the child.
         let parent = self
             .table
-            .range(ProcessKey { pid: seed.parent_pid, start: 0 }..=ProcessKey { pid: seed.parent_pid, start: seed.start })
+            .range(
+                ProcessKey { pid: seed.parent_pid, start: 0 }..=ProcessKey { pid: seed.parent_pid, start: seed.start },
+            )
             .next_back()
             .map(|(key, _)| *key)
             .filter(|parent| *parent != key);
@@ -218,10 +220,12 @@ impl Processes {
             match self.exited.pop_front() {
                 Some(oldest) => self.remove(oldest),
                 // All alive: the one that was there first is the least likely to act now. The root stays.
-                None => match self.table.keys().filter(|one| one.pid > 1).min_by_key(|one| (one.start, one.pid)).copied() {
-                    Some(oldest) => self.remove(oldest),
-                    None => break,
-                },
+                None => {
+                    match self.table.keys().filter(|one| one.pid > 1).min_by_key(|one| (one.start, one.pid)).copied() {
+                        Some(oldest) => self.remove(oldest),
+                        None => break,
+                    }
+                }
             }
         }
     }

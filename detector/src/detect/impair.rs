@@ -47,8 +47,12 @@ impl Impair {
         if self.told.get(&alerting).is_some_and(|told| now.0.saturating_sub(told.0) < EVERY_NS) {
             return None;
         }
-        let hooks: Vec<_> =
-            self.lost.iter().filter(|((one, _), _)| *one == alerting).map(|((_, hook), lost)| (hook.clone(), *lost)).collect();
+        let hooks: Vec<_> = self
+            .lost
+            .iter()
+            .filter(|((one, _), _)| *one == alerting)
+            .map(|((_, hook), lost)| (hook.clone(), *lost))
+            .collect();
         let total: u64 = hooks.iter().map(|(_, lost)| lost).sum();
         if total == 0 {
             return None;

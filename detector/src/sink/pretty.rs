@@ -42,19 +42,25 @@ pub fn render(alert: &Alert, colour: bool) -> String {
     let origin = match alert.origin {
         Origin::Host => "the host".to_owned(),
         Origin::Container => container.unwrap_or_else(|| "a container".to_owned()),
-        Origin::Unknown if alert.process.is_some() => "not known: neither the host's namespaces nor a container's cgroup".to_owned(),
+        Origin::Unknown if alert.process.is_some() => {
+            "not known: neither the host's namespaces nor a container's cgroup".to_owned()
+        }
         Origin::Unknown => String::new(),
     };
     line("from", &origin);
     if let Some(file) = &alert.file {
-        let sha = file.sha256.as_deref().map(|sha| format!("  sha256 {}", sha.get(..16).unwrap_or(sha))).unwrap_or_default();
+        let sha =
+            file.sha256.as_deref().map(|sha| format!("  sha256 {}", sha.get(..16).unwrap_or(sha))).unwrap_or_default();
         let link = file.symlink.as_deref().map(|to| format!(" -> {}", escape_to(to, WIDTH))).unwrap_or_default();
         line("file", &format!("{}{link}  {}{sha}", escape_to(&file.path, WIDTH), file.change));
     }
     if let Some(manifest) = &alert.manifest {
         line("images", &manifest.images.iter().map(|image| escape_to(image, WIDTH)).collect::<Vec<_>>().join(", "));
     }
-    line("technique", &format!("{} ({}) on {}", alert.technique.id, alert.technique.attack.join(", "), escape(&alert.node)));
+    line(
+        "technique",
+        &format!("{} ({}) on {}", alert.technique.id, alert.technique.attack.join(", "), escape(&alert.node)),
+    );
     line("when", &format!("{}  record {}, {} of evidence", alert.time, alert.trace.sequence, alert.evidence.len()));
     out.push('\n');
     out

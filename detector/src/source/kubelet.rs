@@ -163,8 +163,7 @@ fn kubelets(proc: &Path) -> Vec<Kubelet> {
     let Ok(entries) = std::fs::read_dir(proc) else {
         return Vec::new();
     };
-    let mut pids: Vec<u32> =
-        entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
+    let mut pids: Vec<u32> = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
     pids.sort_unstable();
     pids.into_iter().filter_map(|pid| kubelet(proc, pid)).take(MAX_KUBELETS).collect()
 }
@@ -239,4 +238,3 @@ fn absolute(path: &Path, base: &Path) -> PathBuf {
 fn is_drop_in(name: &OsStr) -> bool {
     Path::new(name).extension() == Some(OsStr::new("conf"))
 }
-

@@ -175,9 +175,7 @@ impl Live {
             Ok(Event::Open(open) | Event::Write(open)) => {
                 Trigger { inode: inode(open.event.dev, open.event.ino), kind: TriggerKind::Writing }
             }
-            Ok(Event::Change(change)) => {
-                Trigger { inode: inode(change.dev, change.ino), kind: TriggerKind::Writing }
-            }
+            Ok(Event::Change(change)) => Trigger { inode: inode(change.dev, change.ino), kind: TriggerKind::Writing },
             Ok(Event::Path(call)) => Trigger {
                 inode: inode(call.event.dev, call.event.ino),
                 kind: match u8::try_from(call.event.class) {

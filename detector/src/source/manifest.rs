@@ -284,4 +284,3 @@ fn watched_dirs(dir: &Dir) -> impl Iterator<Item = WatchedDir> {
 fn after(now: BootNs, ns: u64) -> BootNs {
     BootNs(now.0.saturating_add(ns))
 }
-

@@ -39,10 +39,18 @@ pub fn start(hooks: &[HookState], node: Option<String>) -> Start {
         node: node.unwrap_or_else(|| field(uname.as_ref().map(|uname| uname.nodename()))),
         kernel: field(uname.as_ref().map(|uname| uname.release())),
         boot_time_ns: clock(ClockId::CLOCK_REALTIME).saturating_sub(clock(ClockId::CLOCK_BOOTTIME)),
-        host_mnt_ns: namespace(Path::new("/proc/1/ns/mnt")),
-        host_pid_ns: namespace(Path::new("/proc/1/ns/pid")),
+        host_mnt_ns: host_namespace("mnt"),
+        host_pid_ns: host_namespace("pid"),
         hooks: hooks.to_vec(),
     }
+}
+
+/// The initial process's namespace, or kthreadd's where the initial process may not be looked at (it holds
+/// capabilities that the agent does not); 0 when neither can be read.
+fn host_namespace(which: &str) -> u32 {
+    let of = |pid: u32| namespace(Path::new(&format!("/proc/{pid}/ns/{which}")));
+    let kthreadd = fs::read_to_string("/proc/2/comm").is_ok_and(|comm| comm.trim_end() == "kthreadd");
+    [of(1), if kthreadd { of(2) } else { 0 }].into_iter().find(|inode| *inode != 0).unwrap_or(0)
 }
 
 /// Inode number of a namespace link; 0 when it cannot be read.
@@ -62,8 +70,7 @@ pub fn seed() -> Result<Vec<Body>, procfs::ProcError> {
     let mut processes: Vec<_> =
         process::all_processes()?.filter_map(Result::ok).filter_map(|found| read_process(&found, &by_path)).collect();
     processes.sort_by_key(|found| (found.start, found.pid));
-    let mut bodies: Vec<_> =
-        cgroups.iter().map(|(id, path)| Body::Cgroup { id: *id, path: path.clone() }).collect();
+    let mut bodies: Vec<_> = cgroups.iter().map(|(id, path)| Body::Cgroup { id: *id, path: path.clone() }).collect();
     bodies.extend(processes.into_iter().map(Body::Process));
     Ok(bodies)
 }
@@ -127,7 +134,9 @@ fn cgroups() -> Vec<(u64, String)> {
             break;
         }
         let entries = fs::read_dir(&dir).into_iter().flatten().filter_map(Result::ok);
-        todo.extend(entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()));
+        todo.extend(
+            entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()),
+        );
     }
     found
 }

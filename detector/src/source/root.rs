@@ -133,9 +133,7 @@ impl Root {
         let Ok(info) = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd())) else {
             return plain;
         };
-        let field = |name: &str| {
-            info.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok())
-        };
+        let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
         let devices = self.devices.get_or_init(|| mount_devices(&self.mountinfo));
         let dev = field("mnt_id:").and_then(|id| devices.get(&id).copied());
         match dev {
@@ -274,7 +272,8 @@ mod tests {
     fn mountinfo_gives_the_devices_of_mounts() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("mountinfo");
-        std::fs::write(&file, "36 35 98:7 / /mnt rw - ext4 /dev/x rw\ngarbage\n40 1 0:52 / / rw - btrfs x rw\n").unwrap();
+        std::fs::write(&file, "36 35 98:7 / /mnt rw - ext4 /dev/x rw\ngarbage\n40 1 0:52 / / rw - btrfs x rw\n")
+            .unwrap();
         assert_eq!(mount_devices(&file), HashMap::from([(36, 98 << 20 | 7), (40, 52)]));
     }
 }

@@ -32,13 +32,25 @@ pub struct Act {
 #[derive(Clone, Debug, PartialEq)]
 enum What {
     /// A file opened for writing, or written.
-    File { inode: InodeKey, dir: InodeKey, name: String },
+    File {
+        inode: InodeKey,
+        dir: InodeKey,
+        name: String,
+    },
     /// A watched inode's change time moved.
-    Change { inode: InodeKey },
+    Change {
+        inode: InodeKey,
+    },
     /// A path call, with the last component of its path arguments; the inode is what it touched, when that is known.
-    Path { inode: Option<InodeKey>, watch: u32, names: [String; 2] },
+    Path {
+        inode: Option<InodeKey>,
+        watch: u32,
+        names: [String; 2],
+    },
     /// A write, a close or the like, by which a change of the inode was complete.
-    Done { inode: InodeKey },
+    Done {
+        inode: InodeKey,
+    },
     Mount,
     IoUring,
 }
@@ -98,7 +110,9 @@ impl Acts {
         let mut others: Vec<&&Act> = scored.iter().filter(|act| act.process != chosen.process).collect();
         others.sort_by_key(|act| (act.process, std::cmp::Reverse(act.seq)));
         others.dedup_by_key(|act| act.process);
-        evidence.extend(others.iter().take(4).map(|act| act.evidence(&format!(" by another process, pid {}", act.process.pid))));
+        evidence.extend(
+            others.iter().take(4).map(|act| act.evidence(&format!(" by another process, pid {}", act.process.pid))),
+        );
         evidence
     }
 
@@ -147,8 +161,12 @@ fn explains(what: &What, change: &ManifestChange) -> Option<Score> {
 
 fn act(event: &Event) -> Option<(&'static str, What, String)> {
     Some(match event {
-        Event::Open(open) => ("open", file(open), format!("{} for writing: {}", call(open.event.syscall, false), shown(&open.path))),
-        Event::Write(open) => ("write", file(open), format!("{}: {}", call(open.event.syscall, false), shown(&open.path))),
+        Event::Open(open) => {
+            ("open", file(open), format!("{} for writing: {}", call(open.event.syscall, false), shown(&open.path)))
+        }
+        Event::Write(open) => {
+            ("write", file(open), format!("{}: {}", call(open.event.syscall, false), shown(&open.path)))
+        }
         Event::Change(change) => {
             let inode = InodeKey { dev: change.dev, ino: change.ino };
             let of = if change.watch & watch::FILE != 0 { "a manifest" } else { "the directory" };

@@ -57,7 +57,11 @@ impl StaticPod {
         let act = self.acts.behind(change, record.time);
         let actor = act.map(|act| act.process);
         let origin = actor.map(|actor| context.origin(actor).0);
-        let parsed = change.after.as_ref().filter(|after| after.unreadable.is_none()).map(|after| manifest::parse(&after.content));
+        let parsed = change
+            .after
+            .as_ref()
+            .filter(|after| after.unreadable.is_none())
+            .map(|after| manifest::parse(&after.content));
         let judged = severity::judge(change, parsed.as_ref(), origin);
         let path = path(change);
         let what = subject(change, parsed.as_ref());
@@ -66,7 +70,12 @@ impl StaticPod {
             None => " by nobody that was seen".to_owned(),
         };
         let mut evidence = self.acts.evidence(act, change, record.time);
-        evidence.push(Evidence { kind: "manifest", hook: None, sequence: record.seq, detail: format!("{} {path}", word(change.change)) });
+        evidence.push(Evidence {
+            kind: "manifest",
+            hook: None,
+            sequence: record.seq,
+            detail: format!("{} {path}", word(change.change)),
+        });
         Some(Finding {
             technique: &STATIC_POD,
             severity: judged.severity,
@@ -95,7 +104,8 @@ impl StaticPod {
         let before = self.watched.replace(watched.clone());
         let Some(before) = before else { return Vec::new() };
         let known: BTreeMap<&str, ()> = before.dirs.iter().map(|dir| (dir.path.as_str(), ())).collect();
-        let by_kubelet = |reason: &WatchReason| matches!(reason, WatchReason::KubeletFlag | WatchReason::KubeletConfig(_));
+        let by_kubelet =
+            |reason: &WatchReason| matches!(reason, WatchReason::KubeletFlag | WatchReason::KubeletConfig(_));
         watched
             .dirs
             .iter()
@@ -109,7 +119,12 @@ impl StaticPod {
                 actor: None,
                 file: None,
                 manifest: None,
-                evidence: vec![Evidence { kind: "watched", hook: None, sequence: record.seq, detail: dir.path.clone() }],
+                evidence: vec![Evidence {
+                    kind: "watched",
+                    hook: None,
+                    sequence: record.seq,
+                    detail: dir.path.clone(),
+                }],
             })
             .collect()
     }
@@ -117,7 +132,11 @@ impl StaticPod {
 
 /// Path of the changed entry as kubelet names it.
 fn path(change: &ManifestChange) -> String {
-    if change.name.is_empty() { change.dir.clone() } else { format!("{}/{}", change.dir.trim_end_matches('/'), change.name) }
+    if change.name.is_empty() {
+        change.dir.clone()
+    } else {
+        format!("{}/{}", change.dir.trim_end_matches('/'), change.name)
+    }
 }
 
 fn word(change: ChangeKind) -> &'static str {
@@ -152,7 +171,9 @@ fn pod(manifest: &Manifest) -> String {
     if !manifest.privileged.is_empty() {
         asks.push("privileged");
     }
-    for (set, name) in [(manifest.host_pid, "hostPID"), (manifest.host_ipc, "hostIPC"), (manifest.host_network, "hostNetwork")] {
+    for (set, name) in
+        [(manifest.host_pid, "hostPID"), (manifest.host_ipc, "hostIPC"), (manifest.host_network, "hostNetwork")]
+    {
         if set {
             asks.push(name);
         }
@@ -166,6 +187,11 @@ fn pod(manifest: &Manifest) -> String {
 
 impl Act {
     fn evidence(&self, note: &str) -> Evidence {
-        Evidence { kind: self.kind, hook: Some(self.hook), sequence: self.seq, detail: format!("{}{note}", self.detail) }
+        Evidence {
+            kind: self.kind,
+            hook: Some(self.hook),
+            sequence: self.seq,
+            detail: format!("{}{note}", self.detail),
+        }
     }
 }

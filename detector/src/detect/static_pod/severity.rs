@@ -15,8 +15,18 @@ pub struct Judged {
 
 /// Capabilities that are as good as root on the node.
 const DANGEROUS: [&str; 12] = [
-    "ALL", "SYS_ADMIN", "SYS_MODULE", "SYS_PTRACE", "SYS_RAWIO", "SYS_BOOT", "DAC_READ_SEARCH", "DAC_OVERRIDE", "NET_ADMIN",
-    "NET_RAW", "BPF", "PERFMON",
+    "ALL",
+    "SYS_ADMIN",
+    "SYS_MODULE",
+    "SYS_PTRACE",
+    "SYS_RAWIO",
+    "SYS_BOOT",
+    "DAC_READ_SEARCH",
+    "DAC_OVERRIDE",
+    "NET_ADMIN",
+    "NET_RAW",
+    "BPF",
+    "PERFMON",
 ];
 
 /// Host paths that give the node away, with everything below them; `/` itself counts too.
@@ -62,7 +72,8 @@ pub fn judge(change: &ManifestChange, parsed: Option<&Parsed>, origin: Option<Or
 fn content(change: &ManifestChange, parsed: Option<&Parsed>, reasons: &mut Vec<String>) -> Severity {
     match parsed {
         None => {
-            let why = change.after.as_ref().and_then(|after| after.unreadable.as_deref()).unwrap_or("it cannot be read");
+            let why =
+                change.after.as_ref().and_then(|after| after.unreadable.as_deref()).unwrap_or("it cannot be read");
             reasons.push(format!("kubelet cannot run it: {}", escape_to(why, 256)));
             Severity::Medium
         }
@@ -142,7 +153,9 @@ mod tests {
 
     #[test]
     fn sensitive_paths_hold_or_lie_in_the_nodes_own_places() {
-        for path in ["/", "", "//", "/etc", "/etc/kubernetes", "//etc/./ssl", "/var", "/var/lib", "/srv/../etc", "/srv/x.sock"] {
+        for path in
+            ["/", "", "//", "/etc", "/etc/kubernetes", "//etc/./ssl", "/var", "/var/lib", "/srv/../etc", "/srv/x.sock"]
+        {
             assert!(sensitive(path), "{path}");
         }
         for path in ["/srv/data", "/etcetera", "/home/web", "/var/log/app", "/rooted"] {

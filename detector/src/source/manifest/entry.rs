@@ -269,8 +269,5 @@ impl Entry {
 
 fn hex(hash: [u8; 32]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    hash.iter()
-        .flat_map(|byte| [byte >> 4, byte & 15])
-        .map(|nibble| char::from(DIGITS[usize::from(nibble)]))
-        .collect()
+    hash.iter().flat_map(|byte| [byte >> 4, byte & 15]).map(|nibble| char::from(DIGITS[usize::from(nibble)])).collect()
 }
