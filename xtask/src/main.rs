@@ -1,1 +1,86 @@
-fn main() {}
+//! What a contributor types. Every command sets up what it needs.
+
+mod bench;
+mod setup;
+mod stats;
+mod test;
+
+use std::{os::unix::process::CommandExt as _, path::PathBuf, process::Command};
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Set up, run, test and measure the detector")]
+struct Cli {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what building and testing need; does nothing when it is all there
+    Setup,
+    /// Build everything and run the detector on this host
+    Run {
+        /// Arguments of `detector run`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Format check, lints and every test, the live ones on this kernel included
+    Test,
+    /// Measure the detector on this kernel; prints a table
+    Bench(bench::Options),
+    /// Loops that the benchmark times
+    #[command(hide = true)]
+    Loop { what: bench::loops::Loop, count: u64, dir: PathBuf },
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Task::Setup => setup::setup(&[]),
+        Task::Run { args } => run(&args),
+        Task::Test => test::test(),
+        Task::Bench(options) => bench::bench(&options),
+        Task::Loop { what, count, dir } => bench::loops::run(what, count, &dir),
+    }
+}
+
+/// The workspace's directory.
+fn root() -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+/// Cargo, in the workspace's directory.
+fn cargo() -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(root());
+    cargo
+}
+
+/// Runs a command to its end.
+fn check(command: &mut Command) -> anyhow::Result<()> {
+    let status = command.status().with_context(|| format!("starting {}", command.get_program().display()))?;
+    anyhow::ensure!(status.success(), "{} failed: {status}", shown(command));
+    Ok(())
+}
+
+fn shown(command: &Command) -> String {
+    let mut words = vec![command.get_program().to_string_lossy().into_owned()];
+    words.extend(command.get_args().map(|arg| arg.to_string_lossy().into_owned()));
+    words.join(" ")
+}
+
+/// Builds the release agent; returns its path.
+fn build() -> anyhow::Result<PathBuf> {
+    setup::setup(&[setup::Need::Root, setup::Need::Btf])?;
+    check(cargo().args(["build", "--quiet", "--release", "--package", "detector"]))?;
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    Ok(target.join("release/detector"))
+}
+
+fn run(args: &[String]) -> anyhow::Result<()> {
+    eprintln!("==> building (under two minutes the first time)");
+    let detector = build()?;
+    Err(Command::new(&detector).arg("run").args(args).exec()).context(format!("starting {}", detector.display()))
+}

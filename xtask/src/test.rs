@@ -1,0 +1,49 @@
+//! Every check, one after the other; the first that fails ends it.
+
+use std::{process::Command, time::Instant};
+
+use crate::{
+    cargo, check,
+    setup::{self, Need},
+};
+
+/// Runs everything.
+///
+/// # Errors
+/// When something is missing or fails; which step it was is in the message.
+pub fn test() -> anyhow::Result<()> {
+    setup::setup(&[Need::Root, Need::Btf])?;
+    let mut took = Vec::new();
+    let steps: [(&str, fn() -> Command); 5] = [
+        ("format", || with(&["fmt", "--all", "--check"])),
+        ("lints", || with(&["clippy", "--quiet", "--all-targets", "--", "--deny", "warnings"])),
+        ("kernel lints", kernel_lints),
+        ("tests", || {
+            with(&["test", "--quiet", "--workspace", "--exclude", "detector-ebpf", "--lib", "--bins", "--examples"])
+        }),
+        // One at a time: each test has an agent of its own, and they would see one another's load.
+        ("live tests", || with(&["test", "--package", "detector", "--test", "*", "--", "--test-threads=1"])),
+    ];
+    for (name, step) in steps {
+        eprintln!("==> {name}");
+        let started = Instant::now();
+        check(&mut step()).map_err(|error| error.context(format!("step `{name}` failed")))?;
+        took.push(format!("{name} {:.0} s", started.elapsed().as_secs_f64()));
+    }
+    eprintln!("==> all passed: {}", took.join(", "));
+    Ok(())
+}
+
+fn with(args: &[&str]) -> Command {
+    let mut cargo = cargo();
+    cargo.args(args);
+    cargo
+}
+
+/// The kernel programs are linted for their own target, with `core` built for it.
+fn kernel_lints() -> Command {
+    let mut clippy = with(&["clippy", "--quiet", "--package", "detector-ebpf", "--target", "bpfel-unknown-none"]);
+    clippy.args(["-Z", "build-std=core", "--release", "--target-dir", "target/ebpf-lints", "--", "--deny", "warnings"]);
+    clippy.env("RUSTC_BOOTSTRAP", "1").env("CARGO_ENCODED_RUSTFLAGS", "--cfg=bpf_target_arch=\"x86_64\"");
+    clippy
+}
