@@ -56,14 +56,14 @@ pub fn file(file: Ptr) -> Option<Match> {
 /// more than an ancestor directory of it.
 #[inline(always)]
 pub fn touch(id: u64, key: WatchKey, watch: u32) {
-    let seen = TOUCHED.get_ptr(&id);
+    let seen = TOUCHED.get_ptr(id);
     if let Some(seen) = seen {
         // SAFETY: only this thread writes its entry.
         if unsafe { (*seen).watch } & (watch::FILE | watch::DIR) != 0 {
             return;
         }
     }
-    let inserted = TOUCHED.insert(&id, &Touch { key, watch, zero: 0 }, 0).is_ok();
+    let inserted = TOUCHED.insert(id, Touch { key, watch, zero: 0 }, 0).is_ok();
     if inserted && seen.is_none() {
         count(1);
     }
@@ -76,8 +76,8 @@ pub fn take_touch(id: u64) -> Option<Touch> {
         return None;
     }
     // SAFETY: only this thread writes its entry.
-    let touch = unsafe { TOUCHED.get(&id) }.copied()?;
-    if TOUCHED.remove(&id).is_ok() {
+    let touch = unsafe { TOUCHED.get(id) }.copied()?;
+    if TOUCHED.remove(id).is_ok() {
         count(-1);
     }
     Some(touch)

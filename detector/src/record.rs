@@ -66,7 +66,7 @@ pub enum Body {
     /// The set of watched manifest directories, now; sent at start and whenever it changes.
     Watched(Watched),
     /// What kubelet would read changed.
-    Manifest(ManifestChange),
+    Manifest(Box<ManifestChange>),
     /// Records were lost.
     Loss(Loss),
     /// Time passes; sent by the live source about once a second so that windows close on an idle node.

@@ -1,4 +1,5 @@
 //! The agent on this kernel, and real acts beside it. Needs root; without it every test fails and says so.
+#![expect(clippy::unwrap_used, reason = "a test helper that fails ends its test")]
 
 use std::{
     fs,

@@ -5,7 +5,11 @@ mod setup;
 mod stats;
 mod test;
 
-use std::{os::unix::process::CommandExt as _, path::PathBuf, process::Command};
+use std::{
+    os::unix::process::CommandExt as _,
+    path::PathBuf,
+    process::{Command, ExitCode},
+};
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
@@ -36,13 +40,20 @@ enum Task {
     Loop { what: bench::loops::Loop, count: u64, dir: PathBuf },
 }
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().command {
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
         Task::Setup => setup::setup(&[]),
         Task::Run { args } => run(&args),
         Task::Test => test::test(),
         Task::Bench(options) => bench::bench(&options),
         Task::Loop { what, count, dir } => bench::loops::run(what, count, &dir),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
 

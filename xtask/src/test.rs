@@ -14,20 +14,20 @@ use crate::{
 pub fn test() -> anyhow::Result<()> {
     setup::setup(&[Need::Root, Need::Btf])?;
     let mut took = Vec::new();
-    let steps: [(&str, fn() -> Command); 5] = [
-        ("format", || with(&["fmt", "--all", "--check"])),
-        ("lints", || with(&["clippy", "--quiet", "--all-targets", "--", "--deny", "warnings"])),
-        ("kernel lints", kernel_lints),
-        ("tests", || {
-            with(&["test", "--quiet", "--workspace", "--exclude", "detector-ebpf", "--lib", "--bins", "--examples"])
-        }),
+    let steps = [
+        ("format", with(&["fmt", "--all", "--check"])),
+        ("lints", with(&["clippy", "--quiet", "--all-targets", "--", "--deny", "warnings"])),
+        ("kernel lints", kernel_lints()),
+        ("tests", with(&["test", "--quiet", "--workspace", "--exclude", "detector-ebpf", "--lib", "--bins"])),
+        // Programs that the live tests start beside the agent.
+        ("acts", with(&["build", "--quiet", "--package", "detector", "--examples"])),
         // One at a time: each test has an agent of its own, and they would see one another's load.
-        ("live tests", || with(&["test", "--package", "detector", "--test", "*", "--", "--test-threads=1"])),
+        ("live tests", with(&["test", "--package", "detector", "--test", "*", "--", "--test-threads=1"])),
     ];
-    for (name, step) in steps {
+    for (name, mut step) in steps {
         eprintln!("==> {name}");
         let started = Instant::now();
-        check(&mut step()).map_err(|error| error.context(format!("step `{name}` failed")))?;
+        check(&mut step).map_err(|error| error.context(format!("step `{name}` failed")))?;
         took.push(format!("{name} {:.0} s", started.elapsed().as_secs_f64()));
     }
     eprintln!("==> all passed: {}", took.join(", "));

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::stat::stat;
 
-use super::root::{Root, read_file};
+use super::root::Root;
 use crate::record::WatchReason;
 
 mod config;
@@ -192,7 +192,7 @@ fn kubelet(proc: &Path, pid: u32) -> Option<Kubelet> {
     }
     let (flavour, commands) = EMBEDDING.into_iter().find(|(name, _)| is(name))?;
     let command = args.first()?;
-    commands.contains(&command.as_str()).then(|| Kubelet { pid, flavour, args })
+    commands.contains(&command.as_str()).then_some(Kubelet { pid, flavour, args })
 }
 
 fn bounded_cmdline(path: &Path) -> Option<Vec<String>> {

@@ -360,20 +360,20 @@ impl Dir {
             (Some(_), false) => ChangeKind::Modified,
         };
         let change = self.change(change, &name, (self.shape, self.inode), (before, after), since);
-        output.bodies.push(Body::Manifest(change));
+        output.bodies.push(Body::Manifest(Box::new(change)));
         self.entries.insert(name, entry);
     }
 
     fn remove(&mut self, name: &OsStr, shape: Shape, inode: Option<InodeKey>, output: &mut Output) {
         let before = self.entries.remove(name).map(|entry| entry.without_content());
         let change = self.change(ChangeKind::Removed, name, (shape, inode), (before, None), self.seen_at);
-        output.bodies.push(Body::Manifest(change));
+        output.bodies.push(Body::Manifest(Box::new(change)));
         output.watch_changed = true;
     }
 
     fn emit_dir(&self, change: ChangeKind, inode: Option<InodeKey>, output: &mut Output) {
         let change = self.change(change, OsStr::new(""), (Shape::Dir, inode), (None, None), self.seen_at);
-        output.bodies.push(Body::Manifest(change));
+        output.bodies.push(Body::Manifest(Box::new(change)));
     }
 
     /// The record of a change of an entry below what had that shape and inode.
