@@ -192,3 +192,89 @@ fn walked_path(bytes: &[u8], truncated: bool) -> String {
     }
     path
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        record::InodeKey,
+        testing::{self, Actor, DIR, FILE, Noise},
+    };
+
+    fn every_kind() -> Vec<bytes::Bytes> {
+        let (shell, child) = (Actor::host(50, 10), Actor::host(60, 20));
+        vec![
+            testing::exec(child, shell, "/usr/bin/env", &["env", "", "x=1"]),
+            testing::fork(shell, child),
+            testing::exit(child),
+            testing::open(child, FILE, DIR, "/etc/kubernetes/manifests/a.yaml"),
+            testing::change(child, FILE, 1),
+            testing::rename(child, Some(InodeKey { dev: 1, ino: 2 }), "a", "/b"),
+            testing::io_uring(child),
+            testing::cgroup(child, 9, "/kubepods/x"),
+        ]
+    }
+
+    #[test]
+    fn every_kind_says_what_was_written() {
+        let events: Vec<_> = every_kind().iter().map(|raw| event(raw).unwrap()).collect();
+        let Event::Exec(exec) = &events[0] else { panic!("{events:?}") };
+        assert_eq!(exec.path, "/usr/bin/env");
+        assert_eq!(exec.argv, ["env", "", "x=1"]);
+        let Event::Fork(fork) = &events[1] else { panic!("{events:?}") };
+        assert_eq!((fork.header.tgid, fork.child_tgid), (50, 60));
+        let Event::Open(open) = &events[3] else { panic!("{events:?}") };
+        assert_eq!(open.path, "/etc/kubernetes/manifests/a.yaml");
+        let Event::Path(call) = &events[5] else { panic!("{events:?}") };
+        assert_eq!(call.paths, ["a", "/b"]);
+        let Event::Cgroup { event, path } = &events[7] else { panic!("{events:?}") };
+        assert_eq!((event.id, path.as_str()), (9, "/kubepods/x"));
+    }
+
+    #[test]
+    fn a_record_cut_anywhere_is_an_error_and_padding_is_none() {
+        for raw in every_kind() {
+            for len in 0..raw.len() {
+                assert!(event(&raw[..len]).is_err(), "{len} bytes of {raw:?}");
+            }
+            let padded = [&raw[..], &[0; 7]].concat();
+            assert_eq!(event(&padded), event(&raw));
+        }
+    }
+
+    #[test]
+    fn a_length_that_lies_is_an_error() {
+        for raw in every_kind() {
+            let mut short = raw.to_vec();
+            short[4..8].copy_from_slice(&71_u32.to_ne_bytes());
+            assert!(matches!(event(&short), Err(DecodeError::Short { len: 71, .. })), "{:?}", event(&short));
+            let mut long = raw.to_vec();
+            long[4..8].copy_from_slice(&u32::MAX.to_ne_bytes());
+            assert!(matches!(event(&long), Err(DecodeError::Length { .. })));
+        }
+        let mut unknown = every_kind()[2].to_vec();
+        unknown[..2].copy_from_slice(&999_u16.to_ne_bytes());
+        assert_eq!(event(&unknown), Err(DecodeError::UnknownKind(999)));
+    }
+
+    #[test]
+    fn any_bytes_are_an_event_or_an_error() {
+        let mut noise = Noise(1);
+        for round in 0..20_000_u64 {
+            let mut raw = every_kind()[usize::try_from(round % 8).unwrap()].to_vec();
+            for _ in 0..1 + round % 5 {
+                let at = usize::try_from(noise.next()).unwrap() % raw.len();
+                raw[at] = noise.next().to_le_bytes()[0];
+            }
+            let _ = event(&raw);
+        }
+    }
+
+    #[test]
+    fn paths_are_put_together_from_the_leaf() {
+        assert_eq!(walked_path(b"a.yaml\0manifests\0etc\0", false), "/etc/manifests/a.yaml");
+        assert_eq!(walked_path(b"a.yaml\0deep\0", true), ".../deep/a.yaml");
+        assert_eq!(walked_path(b"", false), "/");
+        assert_eq!(walked_path(b"a\xff\0", false), "/a\u{fffd}");
+    }
+}

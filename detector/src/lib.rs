@@ -17,4 +17,6 @@ pub mod run;
 pub mod sink;
 pub mod source;
 pub mod syscalls;
+#[cfg(test)]
+mod testing;
 mod yaml;

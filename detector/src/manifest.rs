@@ -145,3 +145,133 @@ fn push(list: &mut Vec<String>, text: &str) {
 fn bounded(text: &str) -> String {
     text.chars().take(MAX_TEXT).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Noise;
+
+    fn pod(text: &str) -> Manifest {
+        match parse(text.as_bytes()) {
+            Parsed::Pods(mut pods) if pods.len() == 1 => pods.remove(0),
+            other => panic!("{other:?} of {text}"),
+        }
+    }
+
+    fn with_spec(spec: &str) -> String {
+        format!("apiVersion: v1\nkind: Pod\nmetadata:\n  name: web\nspec:\n{spec}\n")
+    }
+
+    #[test]
+    fn everything_that_decides_how_bad_it_is() {
+        let manifest = pod(&with_spec(
+            "  hostPID: true
+  hostIPC: true
+  hostNetwork: true
+  initContainers:
+  - name: first
+    image: one
+    securityContext: {privileged: true, capabilities: {add: [SYS_ADMIN, NET_ADMIN]}}
+  containers:
+  - name: second
+    image: two
+    securityContext: {privileged: false, capabilities: {add: [SYS_ADMIN]}}
+  volumes:
+  - {name: a, hostPath: {path: /}}
+  - {name: b, emptyDir: {}}",
+        ));
+        assert_eq!(manifest.namespace, "default");
+        assert_eq!(manifest.images, ["one", "two"]);
+        assert_eq!(manifest.privileged, ["first"]);
+        assert!(manifest.host_pid && manifest.host_ipc && manifest.host_network);
+        assert_eq!(manifest.host_paths, ["/"]);
+        assert_eq!(manifest.capabilities, ["SYS_ADMIN", "NET_ADMIN"]);
+    }
+
+    #[test]
+    fn json_anchors_and_merge_keys_are_read_as_kubelet_reads_them() {
+        let json = "{\n\t\"apiVersion\": \"v1\", \"kind\": \"Pod\",\n\t\"metadata\": {\"name\": \"web\"},\n\t\"spec\": {\"containers\": [{\"image\": \"x\"}]}\n}";
+        assert_eq!(pod(json).images, ["x"]);
+        let anchors = with_spec(
+            "  containers:\n  - &a\n    image: x\n    securityContext: {privileged: true}\n  - <<: *a\n    name: b",
+        );
+        assert_eq!(pod(&anchors).privileged, ["", "b"]);
+        // Only the first document counts, and of equal keys the last.
+        let two = with_spec("  containers: [{image: x}]\n  hostPID: true\n  hostPID: false\n---\nkind: Secret");
+        assert!(!pod(&two).host_pid);
+    }
+
+    #[test]
+    fn what_kubelet_will_not_run_says_why() {
+        let cases = [
+            ("apiVersion: apps/v1\nkind: Deployment", "Deployment", "kubelet runs pods only"),
+            ("apiVersion: v2\nkind: Pod", "Pod", "its apiVersion is not v1"),
+            ("apiVersion: v1\nkind: Pod", "Pod", "it has no name"),
+            ("apiVersion: v1\nkind: Pod\nmetadata: {name: x}", "Pod", "it has no containers"),
+            ("apiVersion: v1\nkind: PodList", "PodList", "kubelet takes lists of pods from URLs only"),
+            ("[1, 2]", "", "it is not a mapping"),
+            ("just text", "", "it is not a mapping"),
+            ("a: b", "", "it has no kind"),
+        ];
+        for (text, kind, why) in cases {
+            let expected = Parsed::NotAPod { kind: kind.to_owned(), why: why.to_owned() };
+            assert_eq!(parse(text.as_bytes()), expected, "{text}");
+        }
+        for text in ["", "  \n\n", "# a comment\n", "---\n", "null"] {
+            assert_eq!(parse(text.as_bytes()), Parsed::Empty, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_parse_says_where() {
+        for (bytes, line) in [
+            (&b"a: b\nc: [1, 2\nd: e\n"[..], 3),
+            (b"a: b\n\x00\x01\x02", 2),
+            (b"a: b\nb: c\n\xff\xfe", 3),
+            (b"\x7fELF\x02\x01\x01\x00", 1),
+        ] {
+            match parse(bytes) {
+                Parsed::Invalid { line: Some(found), .. } => assert_eq!(found, line, "{bytes:?}"),
+                other => panic!("{other:?} of {bytes:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn bombs_are_refused_and_never_expanded() {
+        let mut laughs = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n".to_owned();
+        for n in 1..30 {
+            let last = n - 1;
+            laughs += &format!("a{n}: &a{n} [*a{last}, *a{last}, *a{last}, *a{last}, *a{last}, *a{last}, *a{last}]\n");
+        }
+        let deep = "[".repeat(100_000);
+        let nested = format!("{}x", "a:\n".repeat(50_000));
+        let many = "- x\n".repeat(300_000);
+        for text in [laughs, deep, nested, many] {
+            assert!(matches!(parse(text.as_bytes()), Parsed::Invalid { .. }), "{}", &text[..40]);
+        }
+    }
+
+    #[test]
+    fn strings_and_lists_are_bounded() {
+        let long = "x".repeat(10_000);
+        let containers: String = (0..1000).map(|n| format!("  - {{name: c{n}, image: \"{long}\"}}\n")).collect();
+        let manifest = pod(&with_spec(&format!("  containers:\n{containers}")));
+        assert_eq!(manifest.images.len(), MAX_ENTRIES);
+        assert_eq!(manifest.images[0].len(), MAX_TEXT);
+    }
+
+    #[test]
+    fn any_bytes_are_read_to_an_answer() {
+        let mut noise = Noise(7);
+        let text = with_spec("  containers:\n  - {name: a, image: b}\n  volumes:\n  - &v {hostPath: {path: /}}");
+        for _ in 0..3_000 {
+            let mut bytes = text.clone().into_bytes();
+            for _ in 0..1 + noise.next() % 6 {
+                let at = usize::try_from(noise.next()).unwrap() % bytes.len();
+                bytes[at] = noise.next().to_le_bytes()[0];
+            }
+            let _ = parse(&bytes);
+        }
+    }
+}

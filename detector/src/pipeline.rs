@@ -89,3 +89,44 @@ fn alert(finding: Finding, record: &Record, context: &Context) -> Alert {
         trace: TraceRef { sequence: record.seq },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        record::ChangeKind,
+        sink,
+        testing::{self, Actor, DIR, FILE, POD, Stream, manifest},
+    };
+
+    #[test]
+    fn the_same_records_give_the_same_bytes_also_after_they_were_written_and_read() {
+        let mut stream = Stream::new();
+        let actor = Actor::host(60, 90);
+        stream.kernel(testing::fork(Actor::host(50, 10), actor));
+        let since = stream.now();
+        stream.kernel(testing::open(actor, FILE, DIR, "/manifests/web.yaml"));
+        stream.push(Body::Manifest(Box::new(manifest(ChangeKind::Added, Some(POD), since))));
+        let lines = |stream: &Stream| -> String {
+            stream.alerts().iter().map(|alert| sink::json(alert).unwrap()).collect()
+        };
+        let first = lines(&stream);
+        assert!(!first.is_empty());
+        assert_eq!(lines(&stream), first);
+        let text: Vec<_> = stream.records.iter().map(|record| serde_json::to_string(record).unwrap()).collect();
+        stream.records = text.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines(&stream), first);
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_decoded_is_counted_and_the_stream_goes_on() {
+        let mut stream = Stream::new();
+        stream.kernel(bytes::Bytes::from_static(b"\x01\x00nonsense"));
+        let since = stream.now();
+        stream.push(Body::Manifest(Box::new(manifest(ChangeKind::Added, Some(POD), since))));
+        let mut pipeline = Pipeline::new();
+        let alerts: usize = stream.records.iter().map(|record| pipeline.push(record).len()).sum();
+        assert_eq!(pipeline.stats().undecodable, 1);
+        assert_eq!(alerts, 1);
+    }
+}

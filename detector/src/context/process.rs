@@ -215,19 +215,35 @@ impl Processes {
             parent.children = parent.children.saturating_add(1);
         }
         self.table.insert(key, state);
-        while self.table.len() > MAX {
+        while self.table.len() > MAX && self.evict() {
             self.dropped += 1;
-            match self.exited.pop_front() {
-                Some(oldest) => self.remove(oldest),
-                // All alive: the one that was there first is the least likely to act now. The root stays.
-                None => {
-                    match self.table.keys().filter(|one| one.pid > 1).min_by_key(|one| (one.start, one.pid)).copied() {
-                        Some(oldest) => self.remove(oldest),
-                        None => break,
-                    }
+        }
+    }
+
+    /// Drops the process that is the least likely to act, or to be asked for, again.
+    fn evict(&mut self) -> bool {
+        /// Exited processes with descendants that are passed over: their lineage is worth more.
+        const PASSED_OVER: usize = 8;
+        let mut passed_over = 0;
+        while let Some(key) = self.exited.pop_front() {
+            match self.table.get(&key) {
+                None => continue,
+                Some(process) if process.children > 0 && passed_over < PASSED_OVER => {
+                    passed_over += 1;
+                    self.exited.push_back(key);
+                }
+                Some(_) => {
+                    self.remove(key);
+                    return true;
                 }
             }
         }
+        // All alive: the one that was there first. The root stays.
+        let oldest = self.table.keys().filter(|key| key.pid > 1).min_by_key(|key| (key.start, key.pid)).copied();
+        oldest.is_some_and(|oldest| {
+            self.remove(oldest);
+            true
+        })
     }
 
     /// Drops exited processes that nothing descends from any more, once they have been remembered long enough.
@@ -271,5 +287,120 @@ impl Processes {
         let name: Arc<str> = name.into();
         self.names.insert(name.clone());
         name
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        decode,
+        testing::{self, Actor, SECOND, seed},
+    };
+
+    fn key(actor: Actor) -> ProcessKey {
+        ProcessKey::from_ns(actor.pid, actor.start * SECOND)
+    }
+
+    fn learn(table: &mut Processes, second: u64, raw: &[u8]) {
+        table.learn(BootNs(second * SECOND), &decode::event(raw).unwrap());
+    }
+
+    fn exes(table: &Processes, of: Actor) -> Vec<String> {
+        table.lineage(key(of)).map(|(_, process)| process.exe.to_string()).collect()
+    }
+
+    /// init, and a shell below it.
+    fn table() -> (Processes, Actor) {
+        let mut table = Processes::default();
+        table.seed(&seed(1, 0, 0, "/sbin/init"));
+        table.seed(&seed(50, 10, 1, "/bin/bash"));
+        (table, Actor::host(50, 10))
+    }
+
+    #[test]
+    fn a_reused_pid_is_another_process() {
+        let (mut table, shell) = table();
+        let (first, second) = (Actor::host(60, 20), Actor::host(60, 30));
+        for (actor, exe) in [(first, "/bin/one"), (second, "/bin/two")] {
+            learn(&mut table, actor.start, &testing::fork(shell, actor));
+            learn(&mut table, actor.start, &testing::exec(actor, shell, exe, &[exe]));
+            learn(&mut table, actor.start, &testing::exit(actor));
+        }
+        assert_eq!(&*table.get(key(first)).unwrap().exe, "/bin/one");
+        assert_eq!(&*table.get(key(second)).unwrap().exe, "/bin/two");
+    }
+
+    #[test]
+    fn lineage_is_who_forked_also_when_those_are_gone_and_init_has_adopted() {
+        let (mut table, shell) = table();
+        let (middle, leaf) = (Actor::host(60, 20), Actor::host(61, 21));
+        learn(&mut table, 20, &testing::fork(shell, middle));
+        learn(&mut table, 20, &testing::exec(middle, shell, "/bin/launcher", &["launcher"]));
+        learn(&mut table, 21, &testing::fork(middle, leaf));
+        learn(&mut table, 22, &testing::exit(middle));
+        // The kernel now says that init is the parent.
+        learn(&mut table, 23, &testing::exec(leaf, Actor::host(1, 0), "/bin/leaf", &["leaf"]));
+        assert_eq!(exes(&table, leaf), ["/bin/launcher", "/bin/bash", "/sbin/init"]);
+        // Long after, the launcher is still what it descends from.
+        learn(&mut table, 500, &testing::fork(shell, Actor::host(70, 500)));
+        assert_eq!(exes(&table, leaf), ["/bin/launcher", "/bin/bash", "/sbin/init"]);
+    }
+
+    #[test]
+    fn the_exited_are_forgotten_after_a_while() {
+        let (mut table, shell) = table();
+        let child = Actor::host(60, 20);
+        learn(&mut table, 20, &testing::fork(shell, child));
+        learn(&mut table, 21, &testing::exit(child));
+        learn(&mut table, 50, &testing::change(shell, testing::FILE, 1));
+        assert!(table.get(key(child)).is_some());
+        learn(&mut table, 52, &testing::change(shell, testing::FILE, 1));
+        assert!(table.get(key(child)).is_none());
+        assert_eq!(table.len(), 2);
+    }
+
+    #[test]
+    fn a_parent_that_proc_names_by_pid_is_one_that_began_earlier() {
+        let mut table = Processes::default();
+        table.seed(&seed(1, 0, 0, "/sbin/init"));
+        table.seed(&seed(60, 30, 1, "/bin/later"));
+        table.seed(&seed(61, 20, 60, "/bin/orphan"));
+        assert_eq!(exes(&table, Actor::host(61, 20)), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_the_kernel_said_is_newer_than_proc() {
+        let (mut table, shell) = table();
+        let child = Actor::host(60, 20);
+        learn(&mut table, 20, &testing::exec(child, shell, "/bin/new", &["new"]));
+        table.seed(&seed(60, 20, 50, "/bin/old"));
+        assert_eq!(&*table.get(key(child)).unwrap().exe, "/bin/new");
+    }
+
+    #[test]
+    fn a_process_of_which_nothing_is_known_but_an_act_is_there_from_then_on() {
+        let mut table = Processes::default();
+        let stranger = Actor::host(99, 5);
+        learn(&mut table, 6, &testing::change(stranger, testing::FILE, 1));
+        assert_eq!(&*table.get(key(stranger)).unwrap().exe, "[comm]");
+    }
+
+    #[test]
+    fn the_table_is_bounded_and_the_long_lived_survive_a_storm() {
+        let (mut table, shell) = table();
+        let daemon = Actor::host(51, 11);
+        learn(&mut table, 11, &testing::fork(shell, daemon));
+        learn(&mut table, 12, &testing::exit(shell));
+        for n in 0..2 * u32::try_from(MAX).unwrap() {
+            let child = Actor::host(1000 + n, 20);
+            learn(&mut table, 20, &testing::fork(daemon, child));
+            learn(&mut table, 20, &testing::exit(child));
+        }
+        assert!(table.len() <= MAX);
+        assert!(table.dropped() > 0);
+        assert_eq!(exes(&table, daemon), ["/bin/bash", "/sbin/init"]);
+        assert!(table.exited.len() <= MAX);
+        assert_eq!(table.names.len(), 2);
     }
 }

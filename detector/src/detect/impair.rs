@@ -78,3 +78,47 @@ impl Impair {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::{
+        alert::Severity,
+        record::{Body, Loss},
+        testing::{SECOND, Stream},
+    };
+
+    fn loss(hook: &str, lost: u64, alerting: bool) -> Body {
+        Body::Loss(Loss { hook: hook.to_owned(), cpu: 1, lost, alerting })
+    }
+
+    #[test]
+    fn every_lost_event_is_told_and_a_flood_of_losses_is_not_a_flood_of_alerts() {
+        let mut stream = Stream::new();
+        stream.push(loss("syscall", 3, true));
+        for _ in 0..50 {
+            stream.push(loss("syscall", 2, true));
+            stream.push(Body::Tick);
+        }
+        stream.wait(11 * SECOND);
+        stream.push(Body::Tick);
+        stream.wait(11 * SECOND);
+        stream.push(Body::Tick);
+        let titles: Vec<_> = stream.alerts().into_iter().map(|alert| (alert.title, alert.severity)).collect();
+        assert_eq!(
+            titles,
+            [
+                ("3 events were lost in the kernel".to_owned(), Severity::High),
+                ("100 events were lost in the kernel".to_owned(), Severity::High),
+            ]
+        );
+    }
+
+    #[test]
+    fn lost_context_is_low_and_does_not_wait_for_the_other_ring() {
+        let mut stream = Stream::new();
+        stream.push(loss("syscall", 1, true));
+        stream.push(loss("fork", 7, false));
+        let severities: Vec<_> = stream.alerts().iter().map(|alert| alert.severity).collect();
+        assert_eq!(severities, [Severity::High, Severity::Low]);
+    }
+}

@@ -49,3 +49,95 @@ pub fn json(alert: &Alert) -> Result<String, serde_json::Error> {
     line.push('\n');
     Ok(line)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+    use crate::{
+        alert::Alert,
+        record::{Body, ChangeKind},
+        testing::{self, Actor, DIR, FILE, POD, Stream, manifest},
+    };
+
+    const HOSTILE: &str = "/tmp/\x1b[2J\nCRITICAL all is well\u{202e}";
+
+    /// An alert in which everything that an attacker can choose is hostile.
+    fn hostile() -> Alert {
+        let mut stream = Stream::new();
+        let (shell, actor) = (Actor::host(50, 10), Actor::host(60, 90));
+        stream.kernel(testing::exec(actor, shell, HOSTILE, &["a\nb", "\x1b]0;title\x07", HOSTILE]));
+        let since = stream.now();
+        stream.kernel(testing::open(actor, FILE, DIR, HOSTILE));
+        let text = POD.replace("web:1", "\"web\\e[31m\\n:1\"").replace("name: web,", "name: \"we\\nb\",");
+        let mut change = manifest(ChangeKind::Added, Some(&text), since);
+        change.name = HOSTILE.to_owned();
+        change.dir = HOSTILE.to_owned();
+        change.after.as_mut().unwrap().symlink = Some(HOSTILE.to_owned());
+        stream.push(Body::Manifest(Box::new(change)));
+        stream.alerts().remove(0)
+    }
+
+    #[test]
+    fn json_is_one_line_with_every_field_of_the_contract() {
+        let line = json(&hostile()).unwrap();
+        assert_eq!(line.matches('\n').count(), 1);
+        assert!(line.ends_with('\n'));
+        assert!(!line.contains('\x1b'));
+        let alert: Value = serde_json::from_str(&line).unwrap();
+        let fields = [
+            "/time",
+            "/node",
+            "/severity",
+            "/technique/id",
+            "/technique/name",
+            "/technique/tactic",
+            "/technique/attack/0",
+            "/technique/microsoft/0",
+            "/title",
+            "/origin",
+            "/process/pid",
+            "/process/start_time",
+            "/process/exe",
+            "/process/argv/2",
+            "/process/uid",
+            "/process/ancestors/0/pid",
+            "/process/ancestors/0/exe",
+            "/file/path",
+            "/file/sha256",
+            "/evidence/0/kind",
+            "/evidence/0/hook",
+            "/evidence/0/sequence",
+            "/trace/sequence",
+        ];
+        for field in fields {
+            assert!(alert.pointer(field).is_some_and(|value| !value.is_null()), "{field}");
+        }
+        for field in ["/container", "/pod"] {
+            assert_eq!(alert.pointer(field), Some(&Value::Null), "{field}");
+        }
+        // What the file is called is told as it is; JSON's own escapes make it harmless.
+        assert_eq!(alert.pointer("/file/path").unwrap(), &format!("{HOSTILE}/{HOSTILE}"));
+    }
+
+    #[test]
+    fn pretty_shows_nothing_that_a_terminal_would_obey() {
+        let text = pretty::render(&hostile(), false);
+        assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
+        assert!(!text.contains('\u{202e}'));
+        // Each line begins with the severity or with one of our own words.
+        let words: Vec<_> = text.lines().filter_map(|line| line.split_whitespace().next()).collect();
+        assert_eq!(
+            words,
+            ["MEDIUM", "who", "command", "lineage", "from", "file", "images", "technique", "when"],
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn colour_is_only_there_when_asked_for() {
+        assert!(pretty::render(&hostile(), true).starts_with("\x1b["));
+        assert!(!pretty::render(&hostile(), false).contains('\x1b'));
+    }
+}

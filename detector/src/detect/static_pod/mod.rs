@@ -5,6 +5,8 @@
 
 mod acts;
 mod severity;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 

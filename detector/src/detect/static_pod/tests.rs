@@ -1,0 +1,221 @@
+use crate::{
+    alert::{Alert, Origin, Severity},
+    detect::static_pod::EVIDENCE_MAX,
+    record::{Body, BootNs, ChangeKind, DirState, WatchReason, Watched, WatchedDir},
+    testing::{self, Actor, DIR, FILE, POD, SECOND, Stream, manifest},
+};
+
+const SHELL: Actor = Actor { pid: 50, start: 10, cgroup: 1, mnt_ns: testing::HOST_MNT, pid_ns: testing::HOST_PID };
+
+fn writer() -> Actor {
+    Actor::host(60, 90)
+}
+
+/// A stream in which `cp` runs below the shell, and the time before any act.
+fn with_writer() -> (Stream, BootNs) {
+    let mut stream = Stream::new();
+    stream.kernel(testing::fork(SHELL, writer()));
+    stream.kernel(testing::exec(writer(), SHELL, "/bin/cp", &["cp", "x", "/manifests/web.yaml"]));
+    let since = stream.now();
+    (stream, since)
+}
+
+fn only(stream: &Stream) -> Alert {
+    let mut alerts = stream.alerts();
+    assert_eq!(alerts.len(), 1, "{alerts:#?}");
+    alerts.remove(0)
+}
+
+#[test]
+fn a_burst_of_events_about_one_manifest_is_one_finding_with_its_evidence() {
+    let (mut stream, since) = with_writer();
+    stream.kernel(testing::open(writer(), FILE, DIR, "/manifests/web.yaml"));
+    for _ in 0..100 {
+        stream.kernel(testing::change(writer(), FILE, detector_common::watch::FILE));
+    }
+    stream.push(Body::Manifest(Box::new(manifest(ChangeKind::Added, Some(POD), since))));
+    let alert = only(&stream);
+    assert_eq!(alert.severity, Severity::Medium);
+    assert_eq!(alert.origin, Origin::Host);
+    let process = alert.process.unwrap();
+    assert_eq!((process.pid, process.exe.as_str()), (60, "/bin/cp"));
+    assert_eq!(process.argv, ["cp", "x", "/manifests/web.yaml"]);
+    assert_eq!(process.tty.as_deref(), Some("pts3"));
+    let ancestors: Vec<_> = process.ancestors.iter().map(|one| (one.pid, one.exe.as_str())).collect();
+    assert_eq!(ancestors, [(50, "/bin/bash"), (1, "/sbin/init")]);
+    // The writer's records up to the bound, what was left out, and the effect.
+    assert_eq!(alert.evidence.len(), EVIDENCE_MAX + 1);
+    assert!(alert.evidence[EVIDENCE_MAX - 1].detail.ends_with("(and 85 records more)"), "{:?}", alert.evidence);
+    assert_eq!(alert.evidence[EVIDENCE_MAX].kind, "manifest");
+    assert_eq!(alert.trace.sequence, stream.records.len() as u64);
+    let manifest = alert.manifest.unwrap();
+    assert_eq!((manifest.namespace.as_str(), manifest.name.as_str()), ("shop", "web"));
+}
+
+#[test]
+fn a_writer_that_is_gone_is_still_named_and_its_pid_reused_by_another_is_not_taken_for_it() {
+    let (mut stream, since) = with_writer();
+    stream.kernel(testing::open(writer(), FILE, DIR, "/manifests/web.yaml"));
+    stream.kernel(testing::exit(writer()));
+    let later = Actor::host(60, 101);
+    stream.kernel(testing::fork(SHELL, later));
+    stream.kernel(testing::exec(later, SHELL, "/bin/true", &["true"]));
+    stream.push(Body::Manifest(Box::new(manifest(ChangeKind::Added, Some(POD), since))));
+    let process = only(&stream).process.unwrap();
+    assert_eq!(process.exe, "/bin/cp");
+    assert_eq!(process.start_time.as_deref(), Some("2026-01-01T00:01:30.000000000Z"));
+}
+
+#[test]
+fn whoever_acted_on_the_file_is_named_rather_than_whoever_acted_nearby() {
+    let (mut stream, since) = with_writer();
+    let decoy = Actor::host(70, 95);
+    stream.kernel(testing::open(writer(), FILE, DIR, "/manifests/web.yaml"));
+    // Later, and elsewhere: another file of the directory, a rename of another name, the directory itself.
+    let other = crate::record::InodeKey { dev: 8, ino: 999 };
+    stream.kernel(testing::open(decoy, other, DIR, "/manifests/other.yaml"));
+    stream.kernel(testing::rename(decoy, Some(DIR), "/tmp/a", "/manifests/other.yaml"));
+    stream.kernel(testing::change(decoy, DIR, detector_common::watch::DIR));
+    stream.kernel(testing::io_uring(decoy));
+    stream.push(Body::Manifest(Box::new(manifest(ChangeKind::Added, Some(POD), since))));
+    let alert = only(&stream);
+    assert_eq!(alert.process.unwrap().pid, 60);
+    assert!(alert.evidence.iter().any(|one| one.detail.ends_with("by another process, pid 70")));
+}
+
+#[test]
+fn a_rename_into_the_directory_is_the_renamers() {
+    let (mut stream, since) = with_writer();
+    stream.kernel(testing::rename(writer(), Some(DIR), "/tmp/.x", "/manifests/web.yaml"));
+    stream.push(Body::Manifest(Box::new(manifest(ChangeKind::Added, Some(POD), since))));
+    let alert = only(&stream);
+    assert_eq!(alert.process.unwrap().pid, 60);
+    assert_eq!(alert.evidence[0].detail, "rename /tmp/.x -> /manifests/web.yaml");
+}
+
+#[test]
+fn an_effect_without_an_act_is_unattributed_and_worse() {
+    let (mut stream, since) = with_writer();
+    stream.push(Body::Manifest(Box::new(manifest(ChangeKind::Added, Some(POD), since))));
+    let alert = only(&stream);
+    assert_eq!(alert.process, None);
+    assert_eq!(alert.origin, Origin::Unknown);
+    assert_eq!(alert.severity, Severity::High);
+    assert!(alert.title.ends_with("by nobody that was seen"));
+}
+
+#[test]
+fn an_act_from_before_the_old_state_was_seen_explains_nothing_but_an_open_descriptor() {
+    let (mut stream, _) = with_writer();
+    stream.kernel(testing::rename(writer(), Some(DIR), "/tmp/.x", "/manifests/web.yaml"));
+    let since = stream.now();
+    stream.push(Body::Manifest(Box::new(manifest(ChangeKind::Modified, Some(POD), since))));
+    assert_eq!(only(&stream).process, None);
+
+    let (mut stream, _) = with_writer();
+    stream.kernel(testing::open(writer(), FILE, DIR, "/manifests/web.yaml"));
+    let since = stream.now();
+    stream.wait(5 * SECOND);
+    stream.push(Body::Manifest(Box::new(manifest(ChangeKind::Modified, Some(POD), since))));
+    let alert = only(&stream);
+    assert_eq!(alert.process.unwrap().pid, 60);
+    assert!(alert.evidence[0].detail.ends_with("and held open since"));
+}
+
+#[test]
+fn what_was_there_before_and_what_is_only_opened_is_no_alert() {
+    let (mut stream, since) = with_writer();
+    stream.kernel(testing::open(writer(), FILE, DIR, "/manifests/web.yaml"));
+    stream.push(Body::Manifest(Box::new(manifest(ChangeKind::Present, Some(POD), since))));
+    let mut dotfile = manifest(ChangeKind::Removed, None, since);
+    dotfile.visible = false;
+    stream.push(Body::Manifest(Box::new(dotfile)));
+    stream.push(Body::Tick);
+    assert_eq!(stream.alerts(), []);
+}
+
+#[test]
+fn a_dotfile_alone_is_low() {
+    let (mut stream, since) = with_writer();
+    stream.kernel(testing::open(writer(), FILE, DIR, "/manifests/.web.yaml"));
+    let mut dotfile = manifest(ChangeKind::Added, Some(&POD.replace("web:1", "x\n  privileged: true")), since);
+    ".web.yaml".clone_into(&mut dotfile.name);
+    dotfile.visible = false;
+    stream.push(Body::Manifest(Box::new(dotfile)));
+    assert_eq!(only(&stream).severity, Severity::Low);
+}
+
+#[test]
+fn a_writer_in_a_container_is_critical_and_its_container_is_named() {
+    let id = "c0ffee00".repeat(8);
+    let mut stream = Stream::new();
+    let inside = Actor { pid: 80, start: 99, cgroup: 900, mnt_ns: 77, pid_ns: 78 };
+    stream.kernel(testing::cgroup(SHELL, 900, &format!("/kubepods/besteffort/pod1/{id}")));
+    stream.kernel(testing::fork(SHELL, inside));
+    stream.kernel(testing::exec(inside, SHELL, "/bin/sh", &["sh"]));
+    let since = stream.now();
+    stream.kernel(testing::open(inside, FILE, DIR, "/mnt/web.yaml"));
+    stream.push(Body::Manifest(Box::new(manifest(ChangeKind::Added, Some(POD), since))));
+    let alert = only(&stream);
+    assert_eq!(alert.origin, Origin::Container);
+    assert_eq!(alert.container.unwrap().id, id);
+    assert_eq!(alert.severity, Severity::Critical);
+}
+
+#[test]
+fn a_writer_in_a_namespace_of_its_own_that_is_no_known_container_is_not_the_host() {
+    let mut stream = Stream::new();
+    let inside = Actor { pid: 80, start: 99, cgroup: 1, mnt_ns: 77, pid_ns: 78 };
+    let since = stream.now();
+    stream.kernel(testing::open(inside, FILE, DIR, "/mnt/web.yaml"));
+    stream.push(Body::Manifest(Box::new(manifest(ChangeKind::Added, Some(POD), since))));
+    assert_eq!(only(&stream).origin, Origin::Unknown);
+}
+
+#[test]
+fn severity_says_why() {
+    let asks = [
+        ("securityContext: {privileged: true}", "privileged containers: web"),
+        ("securityContext: {capabilities: {add: [SYS_ADMIN]}}", "capabilities: SYS_ADMIN"),
+    ];
+    for (ask, reason) in asks {
+        let (mut stream, since) = with_writer();
+        stream.kernel(testing::open(writer(), FILE, DIR, "/manifests/web.yaml"));
+        let text = POD.replace("image: web:1", &format!("image: web:1, {ask}"));
+        stream.push(Body::Manifest(Box::new(manifest(ChangeKind::Added, Some(&text), since))));
+        let alert = only(&stream);
+        assert_eq!(alert.severity, Severity::High, "{ask}");
+        assert_eq!(alert.reasons, [reason]);
+    }
+}
+
+#[test]
+fn what_does_not_parse_says_where() {
+    let (mut stream, since) = with_writer();
+    stream.kernel(testing::open(writer(), FILE, DIR, "/manifests/web.yaml"));
+    stream.push(Body::Manifest(Box::new(manifest(ChangeKind::Added, Some("kind: Pod\n  a: b: c\n"), since))));
+    let alert = only(&stream);
+    assert_eq!(alert.severity, Severity::Medium);
+    assert!(alert.reasons[0].contains("line 2"), "{:?}", alert.reasons);
+    assert!(alert.title.contains("that kubelet rejects: web.yaml"));
+}
+
+#[test]
+fn a_kubelet_that_reads_from_somewhere_else_is_told_once_and_a_default_never() {
+    let dir = |path: &str, reason| WatchedDir {
+        path: path.to_owned(),
+        reason,
+        kubelet_pid: Some(9),
+        state: DirState::Missing,
+    };
+    let default = dir("/etc/kubernetes/manifests", WatchReason::Default("kubeadm".to_owned()));
+    let own = dir("/tmp/evil", WatchReason::KubeletConfig("/var/lib/kubelet/config.yaml".to_owned()));
+    let mut stream = Stream::new();
+    stream.push(Body::Watched(Watched { dirs: vec![] }));
+    stream.push(Body::Watched(Watched { dirs: vec![default.clone()] }));
+    stream.push(Body::Watched(Watched { dirs: vec![default.clone(), own.clone()] }));
+    stream.push(Body::Watched(Watched { dirs: vec![own, default] }));
+    let alert = only(&stream);
+    assert_eq!(alert.severity, Severity::High);
+    assert_eq!(alert.title, "A kubelet now reads static pods from /tmp/evil");
+}

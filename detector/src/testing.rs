@@ -1,0 +1,253 @@
+//! Hand-written records for unit tests.
+
+use bytes::Bytes;
+use detector_common::{self as wire, hook, kind, syscall, watch};
+use zerocopy::{Immutable, IntoBytes};
+
+use crate::record::{Body, BootNs, ChangeKind, InodeKey, ManifestChange, ManifestFile, ProcessSeed, Record, Start};
+
+pub const HOST_MNT: u32 = 10;
+pub const HOST_PID: u32 = 11;
+pub const DIR: InodeKey = InodeKey { dev: 8, ino: 100 };
+pub const FILE: InodeKey = InodeKey { dev: 8, ino: 101 };
+pub const SECOND: u64 = 1_000_000_000;
+
+/// One process in one cgroup, as kernel headers name it. `start` is in seconds since boot.
+#[derive(Clone, Copy)]
+pub struct Actor {
+    pub pid: u32,
+    pub start: u64,
+    pub cgroup: u64,
+    pub mnt_ns: u32,
+    pub pid_ns: u32,
+}
+
+impl Actor {
+    pub fn host(pid: u32, start: u64) -> Self {
+        Self { pid, start, cgroup: 1, mnt_ns: HOST_MNT, pid_ns: HOST_PID }
+    }
+
+    pub fn header(self, kind: u16, hook: u16) -> wire::Header {
+        wire::Header {
+            kind,
+            hook,
+            len: 0,
+            time_ns: 0,
+            start_ns: self.start * SECOND,
+            cgroup: self.cgroup,
+            tgid: self.pid,
+            tid: self.pid,
+            uid: 0,
+            login_uid: u32::MAX,
+            mnt_ns: self.mnt_ns,
+            pid_ns: self.pid_ns,
+            comm: *b"comm\0\0\0\0\0\0\0\0\0\0\0\0",
+        }
+    }
+}
+
+/// A kernel record of these parts, its length filled in.
+pub fn raw(event: &(impl IntoBytes + Immutable), tail: &[u8]) -> Bytes {
+    let mut bytes = event.as_bytes().to_vec();
+    bytes.extend_from_slice(tail);
+    let len = u32::try_from(bytes.len()).unwrap();
+    bytes[4..8].copy_from_slice(&len.to_ne_bytes());
+    bytes.into()
+}
+
+/// A path as the kernel walks it: leaf first, each component with its NUL.
+pub fn walked(path: &str) -> Vec<u8> {
+    path.split('/').rev().filter(|part| !part.is_empty()).flat_map(|part| [part.as_bytes(), &[0]].concat()).collect()
+}
+
+pub fn exec(actor: Actor, parent: Actor, path: &str, argv: &[&str]) -> Bytes {
+    let path = walked(path);
+    let argv: Vec<u8> = argv.iter().flat_map(|arg| [arg.as_bytes(), &[0]].concat()).collect();
+    let event = wire::Exec {
+        header: actor.header(kind::EXEC, hook::EXEC),
+        ino: 7,
+        parent_start_ns: parent.start * SECOND,
+        parent_tgid: parent.pid,
+        dev: 8,
+        flags: 0,
+        path_len: u16::try_from(path.len()).unwrap(),
+        argv_len: u16::try_from(argv.len()).unwrap(),
+        tty: *b"pts3\0\0\0\0\0\0\0\0\0\0\0\0",
+    };
+    raw(&event, &[path, argv].concat())
+}
+
+pub fn fork(parent: Actor, child: Actor) -> Bytes {
+    let event = wire::Fork {
+        header: parent.header(kind::FORK, hook::FORK),
+        child_start_ns: child.start * SECOND,
+        child_tgid: child.pid,
+        zero: 0,
+        parent_start_ns: parent.start * SECOND,
+        parent_tgid: parent.pid,
+        zero2: 0,
+    };
+    raw(&event, &[])
+}
+
+pub fn exit(actor: Actor) -> Bytes {
+    raw(&wire::Exit { header: actor.header(kind::EXIT, hook::EXIT), code: 0, zero: 0 }, &[])
+}
+
+pub fn open(actor: Actor, inode: InodeKey, dir: InodeKey, path: &str) -> Bytes {
+    let path = walked(path);
+    let event = wire::Open {
+        header: actor.header(kind::OPEN, hook::SYS_EXIT),
+        ino: inode.ino,
+        parent_ino: dir.ino,
+        dev: inode.dev,
+        syscall: 257,
+        mode: 2,
+        open_flags: 0o101,
+        watch: watch::DIR,
+        flags: 0,
+        path_len: u16::try_from(path.len()).unwrap(),
+        zero: [0; 6],
+    };
+    raw(&event, &path)
+}
+
+pub fn change(actor: Actor, inode: InodeKey, watch: u32) -> Bytes {
+    raw(
+        &wire::Change { header: actor.header(kind::CHANGE, hook::CTIME_SET), ino: inode.ino, dev: inode.dev, watch },
+        &[],
+    )
+}
+
+/// `rename`, with the watched inode that it touched.
+pub fn rename(actor: Actor, touched: Option<InodeKey>, from: &str, to: &str) -> Bytes {
+    let paths = [from, to].map(|path| [path.as_bytes(), &[0]].concat());
+    let event = wire::PathCall {
+        header: actor.header(kind::PATH, hook::SYS_EXIT),
+        ino: touched.map_or(0, |inode| inode.ino),
+        dev: touched.map_or(0, |inode| inode.dev),
+        watch: if touched.is_some() { watch::DIR } else { 0 },
+        syscall: 82,
+        class: u32::from(syscall::PATHS),
+        len: paths.each_ref().map(|path| u16::try_from(path.len()).unwrap()),
+        compat: 0,
+    };
+    raw(&event, &paths.concat())
+}
+
+pub fn io_uring(actor: Actor) -> Bytes {
+    raw(&wire::IoUring { header: actor.header(kind::IO_URING, hook::IO_URING_SUBMIT), opcode: 18, zero: 0 }, &[])
+}
+
+pub fn cgroup(actor: Actor, id: u64, path: &str) -> Bytes {
+    let event = wire::Cgroup {
+        header: actor.header(kind::CGROUP, hook::CGROUP_MKDIR),
+        id,
+        flags: 0,
+        path_len: u16::try_from(path.len() + 1).unwrap(),
+        zero: [0; 2],
+    };
+    raw(&event, &[path.as_bytes(), &[0]].concat())
+}
+
+pub fn start() -> Body {
+    Body::Start(Start {
+        node: "node-1".to_owned(),
+        // 2026-01-01T00:00:00Z.
+        boot_time_ns: 1_767_225_600 * SECOND,
+        host_mnt_ns: HOST_MNT,
+        host_pid_ns: HOST_PID,
+        ..Start::default()
+    })
+}
+
+pub fn seed(pid: u32, start: u64, parent_pid: u32, exe: &str) -> ProcessSeed {
+    ProcessSeed {
+        pid,
+        start: start * 100,
+        parent_pid,
+        exe: exe.to_owned(),
+        argv: vec![exe.to_owned()],
+        cgroup_id: 1,
+        mnt_ns: HOST_MNT,
+        pid_ns: HOST_PID,
+        ..ProcessSeed::default()
+    }
+}
+
+/// `web.yaml` in `/manifests`, changed between `since` and now.
+pub fn manifest(change: ChangeKind, text: Option<&str>, since: BootNs) -> ManifestChange {
+    let file = |text: &str| ManifestFile {
+        inode: FILE,
+        size: text.len() as u64,
+        mode: 0o100_644,
+        sha256: Some("ab".repeat(32)),
+        content: Bytes::copy_from_slice(text.as_bytes()),
+        ..ManifestFile::default()
+    };
+    ManifestChange {
+        dir: "/manifests".to_owned(),
+        dir_inode: Some(DIR),
+        name: "web.yaml".to_owned(),
+        change,
+        visible: true,
+        after: text.map(file),
+        before: (change != ChangeKind::Added).then(|| file("")),
+        since,
+    }
+}
+
+pub const POD: &str =
+    "apiVersion: v1\nkind: Pod\nmetadata: {name: web, namespace: shop}\nspec: {containers: [{name: web, image: web:1}]}\n";
+
+/// Records in order, a millisecond apart unless told otherwise.
+#[derive(Default)]
+pub struct Stream {
+    pub records: Vec<Record>,
+    now: u64,
+}
+
+impl Stream {
+    /// A stream of a host with an init process and a shell below it, at 100 s since boot.
+    pub fn new() -> Self {
+        let mut stream = Self { records: Vec::new(), now: 100 * SECOND };
+        stream.push(start());
+        stream.push(Body::Process(seed(1, 0, 0, "/sbin/init")));
+        stream.push(Body::Process(seed(50, 10, 1, "/bin/bash")));
+        stream
+    }
+
+    pub fn now(&self) -> BootNs {
+        BootNs(self.now)
+    }
+
+    pub fn wait(&mut self, ns: u64) {
+        self.now += ns;
+    }
+
+    pub fn push(&mut self, body: Body) {
+        self.now += 1_000_000;
+        let seq = self.records.len() as u64 + 1;
+        self.records.push(Record { seq, time: BootNs(self.now), body });
+    }
+
+    pub fn kernel(&mut self, raw: Bytes) {
+        self.push(Body::Kernel { raw });
+    }
+
+    /// Every alert of the whole stream.
+    pub fn alerts(&self) -> Vec<crate::alert::Alert> {
+        let mut pipeline = crate::pipeline::Pipeline::new();
+        self.records.iter().flat_map(|record| pipeline.push(record)).collect()
+    }
+}
+
+/// A small generator of arbitrary bytes, the same in each run.
+pub struct Noise(pub u64);
+
+impl Noise {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 >> 24
+    }
+}
