@@ -48,7 +48,7 @@ pub fn doctor(options: &Options) -> anyhow::Result<ExitCode> {
         }
         Err(error) => {
             writeln!(report, "  none       {}", escape(&error.to_string()))?;
-            problems.push(format!("no hook can be attached: {}", escape(&error.to_string())));
+            problems.push("no hook can be attached".to_owned());
         }
     }
     drop(attached);
@@ -60,11 +60,18 @@ pub fn doctor(options: &Options) -> anyhow::Result<ExitCode> {
             DirState::Present(_) => ("ok", "directory".to_owned()),
             DirState::File(_) => ("ok", "a single file".to_owned()),
             DirState::Missing => ("waiting", "does not exist yet; its creation is watched".to_owned()),
+            DirState::Url => ("unwatched", "a URL".to_owned()),
             DirState::Unreadable(why) => ("unreadable", escape(why)),
         };
         writeln!(report, "  {mark:<10} {}  [{}] {state}", escape(&dir.path), dir.reason)?;
-        if let DirState::Unreadable(why) = &dir.state {
-            problems.push(format!("{} cannot be read: {}", escape(&dir.path), escape(why)));
+        match &dir.state {
+            DirState::Unreadable(why) => {
+                problems.push(format!("{} cannot be read: {}", escape(&dir.path), escape(why)));
+            }
+            DirState::Url => {
+                notes.push(format!("pods that kubelet fetches from {} are not seen as files", escape(&dir.path)));
+            }
+            _ => {}
         }
     }
     if watched.dirs.is_empty() {
@@ -105,15 +112,15 @@ fn watched(options: &Options) -> Watched {
 }
 
 fn hook_line(report: &mut String, hook: &Hook, state: &HookState) -> std::fmt::Result {
-    let needed = if hook.required { "required" } else { "" };
+    let needed = if hook.required { " (required)" } else { "" };
     match &state.backend {
         Some(backend) => {
-            writeln!(report, "  {:<10} {:<22} {backend} {:<24} {needed}", "ok", hook.name, hook.tracepoint)
+            writeln!(report, "  {:<10} {:<22} {backend} {}{needed}", "ok", hook.name, hook.tracepoint)
         }
         None => {
             let reason = state.reason.as_deref().unwrap_or("not attached");
             let mark = if hook.required { "MISSING" } else { "absent" };
-            writeln!(report, "  {mark:<10} {:<22} {} {needed}", hook.name, escape(reason))
+            writeln!(report, "  {mark:<10} {:<22} {}{needed}", hook.name, escape(reason))
         }
     }
 }
@@ -135,12 +142,14 @@ fn host(report: &mut String, options: &Options) -> std::fmt::Result {
     line(
         if root { "ok" } else { "MISSING" },
         "privileges",
-        if root { "root" } else { "not root: BPF needs CAP_BPF, CAP_PERFMON and CAP_SYS_RESOURCE" },
+        if root { "root" } else { "not root: BPF needs CAP_BPF and CAP_PERFMON" },
     )?;
-    let security = |file: &str| {
-        fs::read_to_string(format!("/sys/kernel/security/{file}")).map(|text| text.trim().to_owned()).unwrap_or_else(
-            |_| "unknown: securityfs is not mounted (mount -t securityfs none /sys/kernel/security)".to_owned(),
-        )
+    let security = |file: &str| match fs::read_to_string(format!("/sys/kernel/security/{file}")) {
+        Ok(text) => text.trim().to_owned(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            "unknown: securityfs is not mounted (mount -t securityfs none /sys/kernel/security)".to_owned()
+        }
+        Err(error) => format!("unknown: {error}"),
     };
     let lockdown = security("lockdown");
     let confidential = lockdown.contains("[confidentiality]");

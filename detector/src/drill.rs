@@ -57,7 +57,14 @@ fn static_pod(source: &Source) -> anyhow::Result<ExitCode> {
     println!("drill: the manifest is removed again");
     let fine = say("planting", added) & say("removal", removed);
     agent.stop();
-    println!("drill: {}", if fine { "PASSED" } else { "FAILED: an alert did not come; see `detector doctor`" });
+    println!(
+        "drill: {}",
+        if fine {
+            "PASSED"
+        } else {
+            "FAILED: an alert did not come, or did not name this process; see `detector doctor`"
+        }
+    );
     Ok(if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -107,9 +107,8 @@ mod tests {
         let since = stream.now();
         stream.kernel(testing::open(actor, FILE, DIR, "/manifests/web.yaml"));
         stream.push(Body::Manifest(Box::new(manifest(ChangeKind::Added, Some(POD), since))));
-        let lines = |stream: &Stream| -> String {
-            stream.alerts().iter().map(|alert| sink::json(alert).unwrap()).collect()
-        };
+        let lines =
+            |stream: &Stream| -> String { stream.alerts().iter().map(|alert| sink::json(alert).unwrap()).collect() };
         let first = lines(&stream);
         assert!(!first.is_empty());
         assert_eq!(lines(&stream), first);

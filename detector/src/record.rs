@@ -167,6 +167,8 @@ pub enum DirState {
     /// kubelet reads a single file.
     File(InodeKey),
     Missing,
+    /// Not a path but a URL that kubelet fetches pods from.
+    Url,
     /// There is something, and it cannot be read as a directory.
     Unreadable(String),
 }

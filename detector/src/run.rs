@@ -67,6 +67,7 @@ pub fn run(options: &live::Options, mut sink: Stdout, started: Instant) -> anyho
                 _ = interrupt.recv() => break,
             }
             live.step(&mut records)?;
+            live.warnings().for_each(|warning| eprintln!("degraded: {warning}"));
             pass_on(&mut records, &mut pipeline, &mut sink, &mut stats)?;
         }
         live.step(&mut records)?;
@@ -110,6 +111,7 @@ fn say_watched(watched: &Watched) {
             DirState::Present(_) => String::new(),
             DirState::File(_) => " (a single file)".to_owned(),
             DirState::Missing => " (does not exist yet; its creation is watched)".to_owned(),
+            DirState::Url => " (a URL: what it serves is not watched)".to_owned(),
             DirState::Unreadable(why) => format!(" (cannot be read: {why})"),
         };
         eprintln!("watching: {} [{}]{state}", crate::escape::escape(&dir.path), dir.reason);

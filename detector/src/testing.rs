@@ -197,8 +197,7 @@ pub fn manifest(change: ChangeKind, text: Option<&str>, since: BootNs) -> Manife
     }
 }
 
-pub const POD: &str =
-    "apiVersion: v1\nkind: Pod\nmetadata: {name: web, namespace: shop}\nspec: {containers: [{name: web, image: web:1}]}\n";
+pub const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: web, namespace: shop}\nspec: {containers: [{name: web, image: web:1}]}\n";
 
 /// Records in order, a millisecond apart unless told otherwise.
 #[derive(Default)]

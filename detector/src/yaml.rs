@@ -111,8 +111,12 @@ fn first_yaml<T: DeserializeOwned>(bytes: &[u8]) -> Option<Result<T, Malformed>>
     Some(first.map_err(|error| {
         let location = error.location();
         let number = |n: u64| usize::try_from(n).ok().filter(|n| *n > 0);
+        let message = error.without_snippet().to_string();
+        // The place is told apart from the message.
+        let place = location.map(|l| format!(" at line {}, column {}", l.line(), l.column())).unwrap_or_default();
+        let message = message.strip_suffix(&place).unwrap_or(&message);
         Malformed {
-            message: error.without_snippet().to_string().chars().take(MAX_MESSAGE).collect(),
+            message: message.chars().take(MAX_MESSAGE).collect(),
             line: location.and_then(|l| number(l.line())),
             column: location.and_then(|l| number(l.column())),
         }

@@ -238,3 +238,160 @@ fn absolute(path: &Path, base: &Path) -> PathBuf {
 fn is_drop_in(name: &OsStr) -> bool {
     Path::new(name).extension() == Some(OsStr::new("conf"))
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::{fs, os::unix::fs::symlink};
+
+    use super::*;
+
+    /// A `/proc` with one process whose root is a directory of its own. Its mount namespace is this process's.
+    pub struct Node(tempfile::TempDir);
+
+    impl Node {
+        pub fn new() -> Self {
+            let node = Self(tempfile::tempdir().unwrap());
+            fs::create_dir(node.root()).unwrap();
+            node
+        }
+
+        pub fn root(&self) -> PathBuf {
+            self.0.path().join("host")
+        }
+
+        fn file(&self, path: &str, text: &str) {
+            let path = self.root().join(path.trim_start_matches('/'));
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+
+        pub fn process(&self, pid: u32, exe: &str, args: &[&str]) {
+            let dir = self.0.path().join("proc").join(pid.to_string());
+            fs::create_dir_all(dir.join("ns")).unwrap();
+            symlink(exe, dir.join("exe")).unwrap();
+            symlink(self.root(), dir.join("root")).unwrap();
+            symlink("/work", dir.join("cwd")).unwrap();
+            symlink("mnt:[1]", dir.join("ns/mnt")).unwrap();
+            fs::copy("/proc/self/mountinfo", dir.join("mountinfo")).unwrap();
+            fs::write(dir.join("cmdline"), args.join("\0") + "\0").unwrap();
+        }
+
+        pub fn discovery(&self) -> Discovery {
+            Discovery { explicit: Vec::new(), defaults: true, proc: self.0.path().join("proc") }
+        }
+
+        fn kubelets(&self) -> Vec<Candidate> {
+            self.discovery().discover().into_iter().filter(|one| one.kubelet.is_some()).collect()
+        }
+
+        /// Path and reason of the only kubelet's directory.
+        fn only(&self) -> (String, WatchReason) {
+            let found = self.kubelets();
+            assert_eq!(found.len(), 1, "{found:?}");
+            (found[0].path.to_string_lossy().into_owned(), found[0].reason.clone())
+        }
+    }
+
+    fn config(file: &str) -> WatchReason {
+        WatchReason::KubeletConfig(file.to_owned())
+    }
+
+    #[test]
+    fn the_configuration_file_and_drop_ins_over_it_and_the_command_line_over_all() {
+        let node = Node::new();
+        node.file("/var/lib/kubelet/config.yaml", "kind: KubeletConfiguration\nstaticPodPath: /one\n");
+        node.process(7, "/usr/bin/kubelet", &["/usr/bin/kubelet", "--config=/var/lib/kubelet/config.yaml"]);
+        assert_eq!(node.only(), ("/one".to_owned(), config("/var/lib/kubelet/config.yaml")));
+
+        let node = Node::new();
+        node.file("/etc/k/config.yaml", "staticPodPath: relative\nstaticPodURL: http://pods.example/\n");
+        node.file("/etc/k/d/10-a.conf", "staticPodPath: /two");
+        node.file("/etc/k/d/20-b.conf", "staticPodPath: /three");
+        node.file("/etc/k/d/30-c.yaml", "staticPodPath: /not-a-drop-in");
+        node.process(7, "/usr/bin/kubelet", &["kubelet", "--config", "/etc/k/config.yaml"]);
+        assert_eq!(node.only().0, "/etc/k/relative");
+        assert_eq!(node.kubelets()[0].url.as_deref(), Some("http://pods.example/"));
+        node.process(8, "/usr/bin/kubelet", &["kubelet", "--config=/etc/k/config.yaml", "--config-dir=/etc/k/d"]);
+        let second = &node.kubelets()[1];
+        assert_eq!((second.path.as_path(), &second.reason), (Path::new("/three"), &config("/etc/k/d/20-b.conf")));
+        assert!(second.config_files.contains(&PathBuf::from("/etc/k/d")), "new drop-ins must be noticed");
+
+        let node = Node::new();
+        node.file("/c", "staticPodPath: /one");
+        node.process(7, "/usr/bin/kubelet", &["kubelet", "--pod_manifest_path", "four", "--config=/c"]);
+        assert_eq!(node.only(), ("/work/four".to_owned(), WatchReason::KubeletFlag));
+    }
+
+    #[test]
+    fn distributions_that_embed_kubelet() {
+        let cases: [(&str, &[&str], &str); 5] = [
+            ("/usr/local/bin/k3s", &["/usr/local/bin/k3s server"], "/var/lib/rancher/k3s/agent/pod-manifests"),
+            ("/usr/local/bin/k3s", &["k3s", "agent", "--data-dir", "/data"], "/data/agent/pod-manifests"),
+            ("/x/rke2", &["/x/rke2", "server", "--kubelet-arg=pod-manifest-path=/mine"], "/mine"),
+            ("/usr/bin/hyperkube (deleted)", &["hyperkube", "kubelet", "--pod-manifest-path=/h"], "/h"),
+            // A copy under another name still says who it is.
+            ("/tmp/x", &["kubelet", "--pod-manifest-path=/renamed"], "/renamed"),
+        ];
+        for (exe, args, path) in cases {
+            let node = Node::new();
+            node.process(7, exe, args);
+            assert_eq!(node.only().0, path, "{args:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_kubelet_and_what_reads_nothing() {
+        let cases: [(&str, &[&str]); 5] = [
+            ("/usr/bin/kubectl", &["kubectl", "kubelet"]),
+            ("/usr/local/bin/k3s", &["k3s", "kubectl", "get", "pods"]),
+            ("/usr/bin/vim", &["vim", "kubelet"]),
+            ("/usr/bin/kubelet", &["kubelet"]),
+            ("", &[]),
+        ];
+        for (exe, args) in cases {
+            let node = Node::new();
+            if exe.is_empty() {
+                fs::create_dir_all(node.0.path().join("proc/7")).unwrap();
+            } else {
+                node.process(7, exe, args);
+            }
+            assert_eq!(node.kubelets(), [], "{args:?}");
+        }
+    }
+
+    #[test]
+    fn configuration_that_is_broken_or_a_trap_is_passed_over() {
+        let node = Node::new();
+        node.file("/garbage", "\u{0}\u{1}: [");
+        node.process(7, "/usr/bin/kubelet", &["kubelet", "--config=/garbage", "--pod-manifest-path=/p"]);
+        assert_eq!(node.only().0, "/p");
+        let node = Node::new();
+        nix::unistd::mkfifo(&node.root().join("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        symlink("loop", node.root().join("loop")).unwrap();
+        node.process(7, "/usr/bin/kubelet", &["kubelet", "--config=/fifo", "--config-dir=/loop"]);
+        let found = node.kubelets();
+        assert_eq!(found.len(), 1, "its configuration can change: {found:?}");
+        assert_eq!(found[0].path, Path::new(""));
+    }
+
+    #[test]
+    fn explicit_directories_alone_unless_defaults_are_wanted_too() {
+        let node = Node::new();
+        node.process(7, "/usr/bin/kubelet", &["kubelet", "--pod-manifest-path=/p"]);
+        let proc = node.0.path().join("proc");
+        let discovery = Discovery { explicit: vec![PathBuf::from("/mine")], defaults: false, proc };
+        let reasons = |discovery: &Discovery| -> Vec<_> {
+            discovery.discover().into_iter().map(|one| (one.path, one.reason)).collect()
+        };
+        assert_eq!(reasons(&discovery), [(PathBuf::from("/mine"), WatchReason::Flag)]);
+        let both = Discovery { defaults: true, ..discovery };
+        let found = reasons(&both);
+        assert_eq!(
+            found[..2],
+            [(PathBuf::from("/mine"), WatchReason::Flag), (PathBuf::from("/p"), WatchReason::KubeletFlag)]
+        );
+        assert!(
+            found.contains(&(PathBuf::from("/etc/kubernetes/manifests"), WatchReason::Default("kubeadm".to_owned())))
+        );
+    }
+}

@@ -45,6 +45,7 @@ pub struct Live {
     precise: bool,
     seq: u64,
     raws: Vec<Raw>,
+    warnings: Vec<String>,
     next_drain: BootNs,
     next_tick: BootNs,
 }
@@ -67,6 +68,7 @@ impl Live {
             precise,
             seq: 0,
             raws: Vec::new(),
+            warnings: Vec::new(),
             next_drain: BootNs(now.0 + DRAIN_NS),
             next_tick: BootNs(now.0 + TICK_NS),
             kernel,
@@ -94,6 +96,11 @@ impl Live {
     pub fn idle(&self) -> Duration {
         let next = self.view.deadline().min(self.next_drain).min(self.next_tick);
         Duration::from_nanos(next.0.saturating_sub(proc::now().0))
+    }
+
+    /// What the user should know about the source itself, since the last call.
+    pub fn warnings(&mut self) -> impl Iterator<Item = String> + '_ {
+        self.warnings.drain(..)
     }
 
     /// Does what is due, and yields what happened, in order.
@@ -141,7 +148,8 @@ impl Live {
     }
 
     /// Passes on what the view found. The acts behind it are in the rings by now: they go first.
-    fn apply(&mut self, batch: Batch, out: &mut Vec<Record>) -> Result<(), LiveError> {
+    fn apply(&mut self, mut batch: Batch, out: &mut Vec<Record>) -> Result<(), LiveError> {
+        self.warnings.append(&mut batch.warnings);
         if batch.watch_changed {
             self.kernel.watch(self.view.watch_set(), self.view.depth())?;
             if !self.precise {

@@ -274,13 +274,254 @@ fn watched_dirs(dir: &Dir) -> impl Iterator<Item = WatchedDir> {
     };
     let place = (!dir.path().as_os_str().is_empty())
         .then(|| item(dir.path().to_string_lossy().into_owned(), dir.state().clone()));
-    let url = candidate
-        .url
-        .as_ref()
-        .map(|url| item(url.clone(), DirState::Unreadable("a URL: kubelet fetches pods from it".to_owned())));
+    let url = candidate.url.as_ref().map(|url| item(url.clone(), DirState::Url));
     place.into_iter().chain(url)
 }
 
 fn after(now: BootNs, ns: u64) -> BootNs {
     BootNs(now.0.saturating_add(ns))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        os::unix::fs::{MetadataExt as _, symlink},
+        path::{Path, PathBuf},
+    };
+
+    use super::*;
+    use crate::{
+        record::{ChangeKind, ManifestChange},
+        testing::POD,
+    };
+
+    /// A view of one directory of its own, on a clock that the test moves.
+    struct Bench {
+        _root: tempfile::TempDir,
+        dir: PathBuf,
+        view: View,
+        now: BootNs,
+    }
+
+    impl Bench {
+        fn new(prepare: impl FnOnce(&Path)) -> (Self, Vec<(String, ChangeKind)>) {
+            let root = tempfile::tempdir().unwrap();
+            let dir = root.path().join("manifests");
+            prepare(&dir);
+            let discovery = Discovery { explicit: vec![dir.clone()], defaults: false, proc: PathBuf::from("/proc") };
+            let mut bench = Self { _root: root, dir, view: View::new(discovery), now: BootNs(1_000 * MS) };
+            let first = bench.view.start(bench.now);
+            assert!(matches!(first.bodies.first(), Some(Body::Watched(_))));
+            (bench, names(&changes(first)))
+        }
+
+        /// What an atomic act shows at once.
+        fn after_act(&mut self) -> Vec<ManifestChange> {
+            self.now = after(self.now, 10 * MS);
+            self.view.trigger(Trigger { inode: None, kind: TriggerKind::Atomic }, self.now);
+            changes(self.view.poll(self.now))
+        }
+
+        /// What is found in the next `ms`, without any trigger.
+        fn within(&mut self, ms: u64) -> Vec<ManifestChange> {
+            let end = after(self.now, ms * MS);
+            let mut found = Vec::new();
+            while self.view.deadline() <= end {
+                self.now = self.view.deadline().max(after(self.now, 1));
+                found.extend(changes(self.view.poll(self.now)));
+            }
+            self.now = end;
+            found
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.dir.join(name)
+        }
+    }
+
+    fn changes(batch: Batch) -> Vec<ManifestChange> {
+        let of = |body| if let Body::Manifest(change) = body { Some(*change) } else { None };
+        batch.bodies.into_iter().filter_map(of).collect()
+    }
+
+    fn names(changes: &[ManifestChange]) -> Vec<(String, ChangeKind)> {
+        let mut names: Vec<_> = changes.iter().map(|change| (change.name.clone(), change.change)).collect();
+        names.sort_by(|a, b| a.0.cmp(&b.0));
+        names
+    }
+
+    fn one(changes: Vec<ManifestChange>) -> ManifestChange {
+        assert_eq!(changes.len(), 1, "{changes:?}");
+        changes.into_iter().next().unwrap()
+    }
+
+    #[test]
+    fn what_is_there_is_the_baseline_and_then_each_change_is_told_once() {
+        let (mut bench, first) = Bench::new(|dir| {
+            fs::create_dir(dir).unwrap();
+            fs::write(dir.join("old.yaml"), POD).unwrap();
+        });
+        assert_eq!(first, [("old.yaml".to_owned(), ChangeKind::Present)]);
+        assert_eq!(bench.after_act(), []);
+
+        fs::write(bench.path("new.yaml"), POD).unwrap();
+        let added = one(bench.after_act());
+        assert_eq!((added.name.as_str(), added.change, added.visible), ("new.yaml", ChangeKind::Added, true));
+        let file = added.after.unwrap();
+        assert_eq!(file.content, POD.as_bytes());
+        assert_eq!(file.inode.ino, fs::metadata(bench.path("new.yaml")).unwrap().ino());
+        assert_eq!(bench.after_act(), []);
+
+        fs::write(bench.path("old.yaml"), POD.replace("web:1", "web:2")).unwrap();
+        let modified = one(bench.after_act());
+        assert_eq!(modified.change, ChangeKind::Modified);
+        assert_ne!(modified.before.unwrap().sha256, modified.after.unwrap().sha256);
+
+        fs::remove_file(bench.path("old.yaml")).unwrap();
+        let removed = one(bench.after_act());
+        assert_eq!((removed.change, removed.after), (ChangeKind::Removed, None));
+        assert_eq!(bench.within(3_000), []);
+    }
+
+    #[test]
+    fn the_slow_timer_finds_what_nothing_told_of() {
+        let (mut bench, _) = Bench::new(|dir| fs::create_dir(dir).unwrap());
+        fs::write(bench.path("a.yaml"), POD).unwrap();
+        assert_eq!(one(bench.within(2_000)).change, ChangeKind::Added);
+    }
+
+    #[test]
+    fn the_same_bytes_written_again_and_a_touch_are_no_change() {
+        let (mut bench, _) = Bench::new(|dir| {
+            fs::create_dir(dir).unwrap();
+            fs::write(dir.join("a.yaml"), POD).unwrap();
+        });
+        fs::write(bench.path("a.yaml"), POD).unwrap();
+        assert_eq!(bench.after_act(), []);
+        assert_eq!(bench.within(3_000), []);
+    }
+
+    #[test]
+    fn a_file_that_is_being_written_is_told_when_it_is_whole() {
+        let (mut bench, _) = Bench::new(|dir| fs::create_dir(dir).unwrap());
+        let (half, _) = POD.split_at(POD.len() / 2);
+        fs::write(bench.path("a.yaml"), half).unwrap();
+        assert_eq!(bench.after_act(), [], "half a manifest");
+        bench.now = after(bench.now, 20 * MS);
+        fs::write(bench.path("a.yaml"), POD).unwrap();
+        let added = one(bench.after_act());
+        assert_eq!(added.after.unwrap().content, POD.as_bytes());
+        assert_eq!(bench.within(3_000), []);
+    }
+
+    #[test]
+    fn half_a_manifest_that_nobody_completes_is_told_too() {
+        let (mut bench, _) = Bench::new(|dir| fs::create_dir(dir).unwrap());
+        fs::write(bench.path("a.yaml"), &POD[..POD.len() / 2]).unwrap();
+        assert_eq!(bench.after_act(), []);
+        assert_eq!(one(bench.within(2_000)).change, ChangeKind::Added);
+    }
+
+    #[test]
+    fn names_with_a_leading_dot_are_seen_and_marked_and_directories_are_not_entries() {
+        let (mut bench, _) = Bench::new(|dir| fs::create_dir(dir).unwrap());
+        fs::write(bench.path(".hidden"), POD).unwrap();
+        fs::create_dir(bench.path("sub")).unwrap();
+        let hidden = one(bench.after_act());
+        assert!(!hidden.visible);
+        fs::rename(bench.path(".hidden"), bench.path("seen")).unwrap();
+        let found = bench.after_act();
+        assert_eq!(
+            names(&found),
+            [(".hidden".to_owned(), ChangeKind::Removed), ("seen".to_owned(), ChangeKind::Added)]
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_read_as_a_file_is_an_entry_that_says_why() {
+        let (mut bench, _) = Bench::new(|dir| fs::create_dir(dir).unwrap());
+        nix::unistd::mkfifo(&bench.path("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        symlink("loop", bench.path("loop")).unwrap();
+        symlink("/nowhere/at/all", bench.path("dangling")).unwrap();
+        let huge = fs::File::create(bench.path("huge")).unwrap();
+        huge.set_len(11 << 20).unwrap();
+        bench.after_act();
+        bench.within(2_000);
+        // All of them, whichever scan told it.
+        let (bench, first) = Bench::new(|dir| fs::rename(&bench.dir, dir).unwrap());
+        assert_eq!(
+            first.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(),
+            ["dangling", "fifo", "huge", "loop"]
+        );
+        drop(bench);
+    }
+
+    #[test]
+    fn a_symbolic_link_is_followed_and_its_target_watched() {
+        let outside = tempfile::tempdir().unwrap();
+        let target = outside.path().join("target");
+        fs::write(&target, POD).unwrap();
+        let (mut bench, _) = Bench::new(|dir| fs::create_dir(dir).unwrap());
+        symlink(&target, bench.path("a.yaml")).unwrap();
+        let added = one(bench.after_act());
+        assert_eq!(added.after.unwrap().symlink.as_deref(), target.to_str());
+        let ino = fs::metadata(&target).unwrap().ino();
+        assert!(bench.view.watch_set().iter().any(|(key, flags)| key.ino == ino && flags & watch::FILE != 0));
+        let holder = fs::metadata(outside.path()).unwrap().ino();
+        assert!(bench.view.watch_set().keys().any(|key| key.ino == holder), "another link's target could be put there");
+        fs::write(&target, POD.replace("web:1", "web:2")).unwrap();
+        assert_eq!(one(bench.after_act()).change, ChangeKind::Modified);
+    }
+
+    #[test]
+    fn a_directory_that_comes_late_goes_and_is_replaced_is_followed() {
+        let (mut bench, _) = Bench::new(|_| {});
+        assert!(bench.view.watch_set().values().any(|flags| flags & watch::SUBTREE != 0));
+        assert!(bench.view.depth() > 1);
+        fs::create_dir(&bench.dir).unwrap();
+        fs::write(bench.path("a.yaml"), POD).unwrap();
+        let found = names(&bench.after_act());
+        assert!(found.contains(&("a.yaml".to_owned(), ChangeKind::Added)), "{found:?}");
+        assert_eq!(bench.view.depth(), 1);
+
+        let aside = bench.dir.with_extension("aside");
+        fs::rename(&bench.dir, &aside).unwrap();
+        fs::create_dir(&bench.dir).unwrap();
+        fs::write(bench.path("b.yaml"), POD).unwrap();
+        let found = names(&bench.after_act());
+        assert!(found.contains(&(String::new(), ChangeKind::DirReplaced)), "{found:?}");
+        assert!(found.contains(&("a.yaml".to_owned(), ChangeKind::Removed)), "{found:?}");
+        assert!(found.contains(&("b.yaml".to_owned(), ChangeKind::Added)), "{found:?}");
+
+        fs::remove_dir_all(&bench.dir).unwrap();
+        let found = names(&bench.after_act());
+        assert!(found.contains(&(String::new(), ChangeKind::DirRemoved)), "{found:?}");
+    }
+
+    #[test]
+    fn a_kubelet_that_starts_unnoticed_is_found_by_the_slow_timer() {
+        let node = crate::source::kubelet::tests::Node::new();
+        let mut view = View::new(node.discovery());
+        view.start(BootNs(0));
+        node.process(7, "/usr/bin/kubelet", &["kubelet", "--pod-manifest-path=/p"]);
+        let batch = view.poll(BootNs(REDISCOVERY));
+        let Some(Body::Watched(watched)) = batch.bodies.first() else { panic!("{batch:?}") };
+        assert!(watched.dirs.iter().any(|dir| dir.path == "/p" && dir.kubelet_pid == Some(7)), "{watched:?}");
+    }
+
+    #[test]
+    fn a_flood_of_triggers_does_not_keep_it_scanning() {
+        let (mut bench, _) = Bench::new(|dir| {
+            fs::create_dir(dir).unwrap();
+            for n in 0..1_000 {
+                fs::write(dir.join(format!("{n}.yaml")), POD).unwrap();
+            }
+        });
+        bench.view.trigger(Trigger { inode: None, kind: TriggerKind::Atomic }, bench.now);
+        let first = bench.view.deadline();
+        bench.view.poll(first);
+        bench.view.trigger(Trigger { inode: None, kind: TriggerKind::Atomic }, first);
+        assert!(bench.view.deadline().0 >= first.0 + 1_000 * PAUSE_PER_ENTRY);
+    }
 }

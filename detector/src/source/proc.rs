@@ -108,7 +108,7 @@ fn read_process(found: &Process, cgroups: &BTreeMap<&str, u64>) -> Option<Proces
     })
 }
 
-/// Name of a terminal by its device number, as the kernel builds it: `pts/3`, `tty1`, `ttyS0`.
+/// Name of a terminal by its device number, as the kernel calls it: `pts3`, `tty1`, `ttyS0`.
 fn terminal(number: i32) -> Option<String> {
     let number = u32::try_from(number).ok().filter(|number| *number != 0)?;
     let major = number >> 8 & 0xfff;

@@ -64,7 +64,10 @@ impl StaticPod {
             .as_ref()
             .filter(|after| after.unreadable.is_none())
             .map(|after| manifest::parse(&after.content));
-        let judged = severity::judge(change, parsed.as_ref(), origin);
+        let mut judged = severity::judge(change, parsed.as_ref(), origin);
+        if actor.is_none() {
+            judged.reasons.insert(0, nobody(context));
+        }
         let path = path(change);
         let what = subject(change, parsed.as_ref());
         let by = match actor.and_then(|actor| context.processes.get(actor)) {
@@ -129,6 +132,22 @@ impl StaticPod {
                 }],
             })
             .collect()
+    }
+}
+
+/// Why nobody is named.
+fn nobody(context: &Context) -> String {
+    let missing: Vec<_> = context
+        .start
+        .hooks
+        .iter()
+        .filter(|hook| hook.required && hook.backend.is_none())
+        .map(|hook| hook.name.as_str())
+        .collect();
+    if missing.is_empty() {
+        "no hook saw an act: the change came by a way around the kernel's file calls".to_owned()
+    } else {
+        format!("nobody could be seen: required hooks are not attached: {}", missing.join(", "))
     }
 }
 

@@ -84,6 +84,16 @@ fn whoever_acted_on_the_file_is_named_rather_than_whoever_acted_nearby() {
 }
 
 #[test]
+fn a_file_that_is_another_inode_by_now_is_matched_by_its_name_and_directory() {
+    let (mut stream, since) = with_writer();
+    let was = crate::record::InodeKey { dev: 8, ino: 998 };
+    stream.kernel(testing::open(writer(), was, DIR, "/manifests/web.yaml"));
+    stream.kernel(testing::rename(Actor::host(70, 95), Some(DIR), "/tmp/a", "/manifests/other.yaml"));
+    stream.push(Body::Manifest(Box::new(manifest(ChangeKind::Added, Some(POD), since))));
+    assert_eq!(only(&stream).process.unwrap().pid, 60);
+}
+
+#[test]
 fn a_rename_into_the_directory_is_the_renamers() {
     let (mut stream, since) = with_writer();
     stream.kernel(testing::rename(writer(), Some(DIR), "/tmp/.x", "/manifests/web.yaml"));
@@ -164,12 +174,15 @@ fn a_writer_in_a_container_is_critical_and_its_container_is_named() {
 
 #[test]
 fn a_writer_in_a_namespace_of_its_own_that_is_no_known_container_is_not_the_host() {
-    let mut stream = Stream::new();
-    let inside = Actor { pid: 80, start: 99, cgroup: 1, mnt_ns: 77, pid_ns: 78 };
-    let since = stream.now();
-    stream.kernel(testing::open(inside, FILE, DIR, "/mnt/web.yaml"));
-    stream.push(Body::Manifest(Box::new(manifest(ChangeKind::Added, Some(POD), since))));
-    assert_eq!(only(&stream).origin, Origin::Unknown);
+    let (mnt, pid) = (testing::HOST_MNT, testing::HOST_PID);
+    for (mnt_ns, pid_ns, origin) in [(77, pid, Origin::Unknown), (mnt, 78, Origin::Unknown), (mnt, pid, Origin::Host)] {
+        let mut stream = Stream::new();
+        let actor = Actor { pid: 80, start: 99, cgroup: 1, mnt_ns, pid_ns };
+        let since = stream.now();
+        stream.kernel(testing::open(actor, FILE, DIR, "/mnt/web.yaml"));
+        stream.push(Body::Manifest(Box::new(manifest(ChangeKind::Added, Some(POD), since))));
+        assert_eq!(only(&stream).origin, origin);
+    }
 }
 
 #[test]

@@ -11,14 +11,23 @@ pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 /// Why the kernel's types are not to be had.
 #[derive(Debug, thiserror::Error)]
 pub enum BtfError {
-    #[error("{path}: {source}. The kernel must be built with CONFIG_DEBUG_INFO_BTF=y")]
-    Read { path: String, source: std::io::Error },
+    #[error("{path}: {error}{}", no_btf(path))]
+    Read { path: String, error: std::io::Error },
     #[error("{path}: not BTF: {why} at byte {at}")]
     Format { path: String, why: &'static str, at: usize },
     #[error("{path}: {size} bytes, and its header says {need}: truncated. Give --btf a whole file, or none")]
     Truncated { path: String, size: usize, need: usize },
-    #[error("{path}: {source}")]
-    Parse { path: String, source: btf_rs::Error },
+    #[error("{path}: {error}")]
+    Parse { path: String, error: btf_rs::Error },
+}
+
+/// What is to be done when the kernel shows no types.
+fn no_btf(path: &str) -> &'static str {
+    if path == VMLINUX {
+        ". The kernel must be built with CONFIG_DEBUG_INFO_BTF=y; or give its BTF with --btf"
+    } else {
+        ""
+    }
 }
 
 /// Reads and checks a BTF file, as `--btf` or the kernel gives it.
@@ -27,7 +36,7 @@ pub enum BtfError {
 /// When it cannot be read, is no BTF, or is shorter than its header says.
 pub fn read(path: &Path) -> Result<Vec<u8>, BtfError> {
     let name = || path.display().to_string();
-    let bytes = fs::read(path).map_err(|source| BtfError::Read { path: name(), source })?;
+    let bytes = fs::read(path).map_err(|error| BtfError::Read { path: name(), error })?;
     let field = |at: usize| {
         bytes
             .get(at..at + 4)
@@ -54,7 +63,7 @@ pub fn read(path: &Path) -> Result<Vec<u8>, BtfError> {
 /// # Errors
 /// When the bytes do not parse as BTF.
 pub fn offsets(path: &Path, bytes: &[u8]) -> Result<KernelOffsets, BtfError> {
-    let btf = Btf::from_bytes(bytes).map_err(|source| BtfError::Parse { path: path.display().to_string(), source })?;
+    let btf = Btf::from_bytes(bytes).map_err(|error| BtfError::Parse { path: path.display().to_string(), error })?;
     let mut offsets = KernelOffsets::NONE;
     for (index, (_, name, members)) in KernelOffsets::FIELDS.iter().enumerate() {
         let resolved = structure(&btf, name).and_then(|of| member_path(&btf, of, members));

@@ -41,10 +41,10 @@ pub enum KernelError {
     Btf(#[from] BtfError),
     #[error("the kernel's types: {0}")]
     AyaBtf(#[from] aya::BtfError),
-    #[error("loading the kernel programs: {}. {}", chain(.0), hint(.0))]
-    Load(#[source] Box<aya::EbpfError>),
-    #[error("map {name}: {source}")]
-    Map { name: &'static str, source: Box<MapError> },
+    #[error("loading the kernel programs: {}. {}", chain(&**.0), hint(&**.0))]
+    Load(Box<aya::EbpfError>),
+    #[error("map {name}: {error}")]
+    Map { name: &'static str, error: Box<MapError> },
     #[error("the object file has no {0}: the agent and its kernel programs do not belong together")]
     Missing(&'static str),
 }
@@ -255,7 +255,7 @@ fn try_attach(ebpf: &mut Ebpf, hook: &Hook, kernel_btf: &Btf) -> Result<(), Stri
     let program: &mut BtfTracePoint = program.try_into().map_err(|error| chain(&error))?;
     program.load(hook.tracepoint, kernel_btf).map_err(|error| match error {
         ProgramError::Btf(_) => "this kernel does not have it".to_owned(),
-        error => chain(&error),
+        error => refusal(&error),
     })?;
     program.attach().map_err(|error| chain(&error))?;
     Ok(())
@@ -278,7 +278,7 @@ fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, KernelErr
 }
 
 fn map_error(name: &'static str, source: MapError) -> KernelError {
-    KernelError::Map { name, source: Box::new(source) }
+    KernelError::Map { name, error: Box::new(source) }
 }
 
 fn set_setting(settings: &mut Array<MapData, u32>, index: u32, value: u32) -> Result<(), KernelError> {
@@ -302,10 +302,23 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// Why the kernel refused a program: its verifier's last words when it has some.
+fn refusal(error: &ProgramError) -> String {
+    if let ProgramError::LoadError { io_error, verifier_log } = error {
+        let log = verifier_log.to_string();
+        let last = log.lines().rev().find(|line| !line.trim().is_empty() && !line.starts_with("processed "));
+        return match last {
+            Some(line) => format!("the verifier refuses it: {line} ({io_error})"),
+            None => format!("the kernel refuses it: {io_error}"),
+        };
+    }
+    chain(error)
+}
+
 fn hint(error: &aya::EbpfError) -> &'static str {
     let text = chain(error);
     if text.contains("Operation not permitted") || text.contains("os error 1)") {
-        "BPF needs root, or CAP_BPF, CAP_PERFMON and CAP_SYS_RESOURCE"
+        "BPF needs root, or CAP_BPF and CAP_PERFMON"
     } else {
         "`detector doctor` says what this kernel lacks"
     }
