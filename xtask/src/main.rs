@@ -85,13 +85,13 @@ fn shown(command: &Command) -> String {
 /// Builds the release agent; returns its path.
 fn build() -> anyhow::Result<PathBuf> {
     setup::setup(&[setup::Need::Root, setup::Need::Btf])?;
+    eprintln!("==> building (about three minutes the first time)");
     check(cargo().args(["build", "--quiet", "--release", "--package", "detector"]))?;
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
     Ok(target.join("release/detector"))
 }
 
 fn run(args: &[String]) -> anyhow::Result<()> {
-    eprintln!("==> building (under two minutes the first time)");
     let detector = build()?;
     Err(Command::new(&detector).arg("run").args(args).exec()).context(format!("starting {}", detector.display()))
 }

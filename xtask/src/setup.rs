@@ -51,7 +51,7 @@ fn compiler_tools() -> anyhow::Result<()> {
         return Ok(());
     }
     say("installing gcc (rustc links with it)");
-    apt_install(&["gcc", "libc6-dev"]).context("no C compiler. Type: apt-get install gcc libc6-dev")
+    apt_install(&["gcc", "libc6-dev"]).context("no C compiler (with a network, type: apt-get install gcc libc6-dev)")
 }
 
 /// bpf-linker, of the release that belongs to rustc's LLVM.
@@ -72,7 +72,7 @@ fn linker() -> anyhow::Result<()> {
     say(&format!("installing bpf-linker {wanted}, which matches LLVM {llvm} (about two minutes, once)"));
     check(Command::new("cargo").args(["install", "--quiet", "bpf-linker", "--version", wanted, "--locked", "--force"]))
         .with_context(|| {
-            format!("no bpf-linker. With a network, type: cargo install bpf-linker --version {wanted} --locked")
+            format!("no bpf-linker (with a network, type: cargo install bpf-linker --version {wanted} --locked)")
         })
 }
 
@@ -96,7 +96,7 @@ fn core_source() -> anyhow::Result<()> {
     let (version, _) = rustc()?;
     say(&format!("rustup cannot: taking it from Debian's package rust-src {version}"));
     debian_rust_src(&version, &library).with_context(|| {
-        format!("no source of core at {}. With a network, type: rustup component add rust-src", library.display())
+        format!("no source of core at {} (with a network, type: rustup component add rust-src)", library.display())
     })
 }
 
@@ -165,8 +165,9 @@ fn matching_version(listed: &str, version: &str) -> Option<String> {
 
 /// Version of rustc and the major version of its LLVM.
 fn rustc() -> anyhow::Result<(String, u32)> {
-    let said = output(Command::new("rustc").arg("-vV").current_dir(root()))
-        .context("no Rust toolchain. Type: apt-get install rustup && rustup default stable")?;
+    let said = output(Command::new("rustc").arg("-vV").current_dir(root())).context(
+        "no Rust toolchain (type: apt-get install rustup && rustup default stable; or see https://rustup.rs)",
+    )?;
     parse_rustc(&said).with_context(|| format!("`rustc -vV` says neither its release nor its LLVM:\n{said}"))
 }
 

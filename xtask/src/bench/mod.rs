@@ -93,7 +93,6 @@ struct Storm {
 /// # Errors
 /// When something cannot be run. A bar that is missed is a figure, not an error.
 pub fn bench(options: &Options) -> anyhow::Result<()> {
-    eprintln!("==> building");
     let detector = crate::build()?;
     let dir = std::env::temp_dir().join(format!("detector-bench-{}", std::process::id()));
     let manifests = dir.join("manifests");
