@@ -23,6 +23,9 @@ type Done = Result<(), Box<dyn std::error::Error>>;
 
 fn main() -> Done {
     let args: Vec<String> = std::env::args().collect();
+    if args.get(1).is_some_and(|arg| arg == "server" || arg.starts_with("--")) {
+        return kubelet();
+    }
     let [_, case, dir, name] = args.as_slice() else { return Err("usage: act CASE DIR NAME < MANIFEST".into()) };
     let dir = PathBuf::from(dir);
     let path = dir.join(name);
@@ -123,8 +126,41 @@ fn main() -> Done {
             fs::write(&elsewhere, &text)?;
             mount(Some(&elsewhere), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
         }
+        "mount-in-kubelet" => {
+            // The directory's last component is the kubelet's pid.
+            let pid = name.rsplit('-').next().ok_or("no pid")?;
+            let namespace = fs::File::open(Path::new("/proc").join(pid).join("ns/mnt"))?;
+            nix::sched::setns(&namespace, CloneFlags::CLONE_NEWNS)?;
+            mount(Some("none"), &dir, Some("tmpfs"), MsFlags::empty(), None::<&str>)?;
+            fs::write(dir.join("a.yaml"), &text)?;
+        }
+        "flood" => flood(&dir)?,
         other => return Err(format!("no act is called {other}").into()),
     }
+    Ok(())
+}
+
+/// Stands in for a kubelet: a process with a kubelet's name, command line and mount namespace, until its input ends.
+fn kubelet() -> Done {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+    println!("open");
+    io::stdout().flush()?;
+    io::stdin().read_to_end(&mut Vec::new())?;
+    Ok(())
+}
+
+/// File events as fast as they go, until `stop` appears.
+fn flood(dir: &Path) -> Done {
+    let names = ["a", "b"].map(|end| dir.join(format!("flood-{}-{end}", std::process::id())));
+    let mut events = 0_u64;
+    while events % 300 != 0 || !dir.join("stop").exists() {
+        fs::write(&names[0], "x")?;
+        fs::rename(&names[0], &names[1])?;
+        fs::remove_file(&names[1])?;
+        events += 3;
+    }
+    println!("{events}");
     Ok(())
 }
 

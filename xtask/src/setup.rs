@@ -4,6 +4,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use anyhow::{Context as _, bail};
@@ -100,57 +101,94 @@ fn core_source() -> anyhow::Result<()> {
     })
 }
 
-/// Takes `library/` out of Debian's rust-src of exactly this version, without touching the system's package lists.
+/// Takes `library/` out of Debian's rust-src of exactly this version.
 fn debian_rust_src(version: &str, library: &Path) -> anyhow::Result<()> {
-    let work = std::env::temp_dir().join(format!("detector-rust-src-{}", std::process::id()));
-    let result = debian_rust_src_in(&work, version, library);
-    // Left-overs in the temporary directory are no reason to fail.
-    let _ = fs::remove_dir_all(&work);
-    result
-}
-
-fn debian_rust_src_in(work: &Path, version: &str, library: &Path) -> anyhow::Result<()> {
-    for dir in ["lists/partial", "cache/archives/partial", "unpacked"] {
-        fs::create_dir_all(work.join(dir))?;
-    }
     let suites = ["trixie", "trixie-backports", "sid"];
-    let sources: String = suites
-        .iter()
-        .map(|suite| {
-            format!("deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian {suite} main\n")
-        })
-        .collect();
-    fs::write(work.join("sources.list"), sources)?;
-    let apt = || {
-        let mut apt = Command::new("apt-get");
-        apt.current_dir(work.join("unpacked")).args(["-qq", "-oDir::Etc::sourceparts=/dev/null"]);
-        apt.arg(format!("-oDir::Etc::sourcelist={}", work.join("sources.list").display()));
-        apt.arg(format!("-oDir::State::Lists={}", work.join("lists").display()));
-        apt.arg(format!("-oDir::Cache={}", work.join("cache").display()));
-        apt.arg("-oAPT::Sandbox::User=root");
-        apt
-    };
-    check(apt().arg("update"))?;
-    let listed = output(
-        Command::new("apt-cache")
-            .args(["madison", "rust-src", "-oDir::Etc::sourceparts=/dev/null"])
-            .arg(format!("-oDir::Etc::sourcelist={}", work.join("sources.list").display()))
-            .arg(format!("-oDir::State::Lists={}", work.join("lists").display()))
-            .arg(format!("-oDir::Cache={}", work.join("cache").display())),
-    )?;
-    let package = matching_version(&listed, version)
+    let apt = Apt::new(&suites.map(|suite| ("http://deb.debian.org/debian", suite)))?;
+    let package = matching_version(&apt.versions("rust-src")?, version)
         .with_context(|| format!("Debian has no rust-src {version} (in {})", suites.join(", ")))?;
-    check(apt().args(["download", &format!("rust-src={package}")]))?;
-    let file = fs::read_dir(work.join("unpacked"))?
-        .filter_map(Result::ok)
-        .map(|entry| entry.path())
-        .find(|path| path.extension().is_some_and(|end| end == "deb"))
-        .context("apt-get downloaded no package")?;
-    check(Command::new("dpkg").arg("-x").arg(&file).arg(work.join("unpacked/root")))?;
-    let from = work.join(format!("unpacked/root/usr/src/rustc-{version}/library"));
+    let from = apt.unpack(&format!("rust-src={package}"))?.join(format!("usr/src/rustc-{version}/library"));
     anyhow::ensure!(from.join("core/src/lib.rs").exists(), "the package has no {}", from.display());
     fs::create_dir_all(library.parent().unwrap_or(library))?;
     check(Command::new("cp").arg("-r").arg(&from).arg(library))
+}
+
+/// Debian's package index in a directory of its own: the system's lists and packages are not touched.
+pub struct Apt {
+    dir: PathBuf,
+}
+
+impl Apt {
+    /// Fetches the index of these archives and suites.
+    ///
+    /// # Errors
+    /// When it cannot be fetched.
+    pub fn new(sources: &[(&str, &str)]) -> anyhow::Result<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let dir = std::env::temp_dir().join(format!("detector-apt-{}-{number}", std::process::id()));
+        for part in ["lists/partial", "cache/archives/partial"] {
+            fs::create_dir_all(dir.join(part))?;
+        }
+        let lines: String = sources
+            .iter()
+            .map(|(archive, suite)| {
+                format!("deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] {archive} {suite} main\n")
+            })
+            .collect();
+        fs::write(dir.join("sources.list"), lines)?;
+        let apt = Self { dir };
+        check(apt.command("apt-get").args(["-qq", "update"]))?;
+        Ok(apt)
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut apt = Command::new(program);
+        apt.args(["-oDir::Etc::sourceparts=/dev/null", "-oAPT::Sandbox::User=root"]);
+        for (option, path) in
+            [("Dir::Etc::sourcelist", "sources.list"), ("Dir::State::Lists", "lists"), ("Dir::Cache", "cache")]
+        {
+            apt.arg(format!("-o{option}={}", self.dir.join(path).display()));
+        }
+        apt
+    }
+
+    /// `apt-cache search --names-only`.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn search(&self, pattern: &str) -> anyhow::Result<String> {
+        output(self.command("apt-cache").args(["search", "--names-only", pattern]))
+    }
+
+    fn versions(&self, package: &str) -> anyhow::Result<String> {
+        output(self.command("apt-cache").args(["madison", package]))
+    }
+
+    /// Downloads a package (`name` or `name=version`) and unpacks it into a directory, which is returned.
+    ///
+    /// # Errors
+    /// When it cannot be downloaded or unpacked.
+    pub fn unpack(&self, package: &str) -> anyhow::Result<PathBuf> {
+        let dir = self.dir.join(package);
+        fs::create_dir_all(&dir)?;
+        check(self.command("apt-get").current_dir(&dir).args(["-qq", "download", package]))?;
+        let file = fs::read_dir(&dir)?
+            .filter_map(Result::ok)
+            .map(|entry| entry.path())
+            .find(|path| path.extension().is_some_and(|end| end == "deb"))
+            .context("apt-get downloaded no package")?;
+        let root = dir.join("root");
+        check(Command::new("dpkg").arg("-x").arg(&file).arg(&root))?;
+        Ok(root)
+    }
+}
+
+impl Drop for Apt {
+    fn drop(&mut self) {
+        // Left-overs in the temporary directory are no reason to fail.
+        let _ = fs::remove_dir_all(&self.dir);
+    }
 }
 
 /// The package version in `apt-cache madison` output that is this upstream version.
@@ -177,7 +215,7 @@ fn parse_rustc(said: &str) -> Option<(String, u32)> {
 }
 
 /// Installs Debian packages, with the system's own lists, refreshed when they do not know a package.
-fn apt_install(packages: &[&str]) -> anyhow::Result<()> {
+pub fn apt_install(packages: &[&str]) -> anyhow::Result<()> {
     let install = || {
         let mut apt = Command::new("apt-get");
         apt.args(["install", "-qq", "--yes", "--no-install-recommends"]).args(packages);
@@ -191,12 +229,12 @@ fn apt_install(packages: &[&str]) -> anyhow::Result<()> {
     check(&mut install())
 }
 
-fn found(program: &str) -> bool {
+pub fn found(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|dir: PathBuf| dir.join(program).is_file())
 }
 
-fn output(command: &mut Command) -> anyhow::Result<String> {
+pub fn output(command: &mut Command) -> anyhow::Result<String> {
     let output = command.output().with_context(|| format!("starting {}", command.get_program().display()))?;
     anyhow::ensure!(
         output.status.success(),
@@ -207,7 +245,7 @@ fn output(command: &mut Command) -> anyhow::Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-fn say(what: &str) {
+pub fn say(what: &str) {
     eprintln!("==> {what}");
 }
 

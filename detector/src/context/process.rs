@@ -58,6 +58,15 @@ impl Processes {
         self.table.get(&key)
     }
 
+    /// The process that has, or had last, this pid.
+    #[must_use]
+    pub fn latest(&self, pid: u32) -> Option<ProcessKey> {
+        self.table
+            .range(ProcessKey { pid, start: 0 }..=ProcessKey { pid, start: u64::MAX })
+            .next_back()
+            .map(|(key, _)| *key)
+    }
+
     /// How many processes there are.
     #[must_use]
     pub fn len(&self) -> usize {

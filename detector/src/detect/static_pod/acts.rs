@@ -51,12 +51,21 @@ enum What {
     Done {
         inode: InodeKey,
     },
-    Mount,
+    /// A mount or unmount, with the last component of its path arguments.
+    Mount {
+        names: [String; 2],
+    },
     IoUring,
 }
 
 /// How well an act explains an effect; the higher the better. Equal ones: the later.
 type Score = u32;
+/// How long after it a change of kubelet's configuration explains another path, in ns: the view's look for kubelets is
+/// every 5 s, and follows a write at once.
+const CONFIGURED_NS: u64 = 6_000_000_000;
+/// How long after a mount what is found in the new place is explained by it, in ns: what is written there before the agent
+/// knows its inodes is seen by no hook.
+const MOUNTED_NS: u64 = 2_000_000_000;
 /// Below this an act is too old to be more than an open descriptor.
 const OLD: Score = 20;
 
@@ -94,6 +103,19 @@ impl Acts {
             .map(|(_, act)| act)
     }
 
+    /// The last act on a configuration file of kubelet.
+    pub fn on_configuration(&self, file: &str, found: BootNs) -> Option<&Act> {
+        let name = base(file);
+        self.0.iter().rev().find(|act| {
+            let named = match &act.what {
+                What::File { name: acted_on, .. } => acted_on == name,
+                What::Path { names, .. } | What::Mount { names } => names.iter().any(|acted_on| acted_on == name),
+                _ => false,
+            };
+            named && act.time <= found && found.0 - act.time.0 <= CONFIGURED_NS
+        })
+    }
+
     /// Records behind a change: those of the process that did it, then a note of each other process that acted too.
     pub fn evidence(&self, chosen: Option<&Act>, change: &ManifestChange, found: BootNs) -> Vec<Evidence> {
         let Some(chosen) = chosen else { return Vec::new() };
@@ -124,6 +146,10 @@ impl Acts {
         if act.time > change.since {
             return Some(score);
         }
+        if let What::Mount { names } = &act.what {
+            let onto = names.iter().any(|name| name == base(&change.dir));
+            return (onto && found.0.saturating_sub(act.time.0) < MOUNTED_NS).then_some(OLD);
+        }
         // Older than the last look at the old state: only a descriptor that may still be open explains anything.
         (matches!(act.what, What::File { .. }) && change.change == ChangeKind::Modified && score >= 90).then_some(OLD)
     }
@@ -153,7 +179,7 @@ fn explains(what: &What, change: &ManifestChange) -> Option<Score> {
         }
         // A directory that was replaced changed for all its entries.
         What::Path { names, .. } if names.iter().any(|name| name == dir_name) => Some(45),
-        What::Mount => Some(40),
+        What::Mount { names } => Some(if names.iter().any(|name| name == dir_name) { 42 } else { 40 }),
         What::IoUring => Some(30),
         _ => None,
     }
@@ -189,10 +215,11 @@ fn path_act(path: &decode::PathCall) -> (&'static str, What, String) {
     let shown: Vec<_> = path.paths.iter().filter(|path| !path.is_empty()).map(|path| shown(path)).collect();
     let detail = if shown.is_empty() { name } else { format!("{name} {}", shown.join(" -> ")) };
     let inode = (event.ino != 0).then_some(InodeKey { dev: event.dev, ino: event.ino });
+    let names = path.paths.each_ref().map(|path| base(path).to_owned());
     let what = match (u8::try_from(event.class), inode) {
-        (Ok(syscall::MOUNT | syscall::MOVE_MOUNT), _) => return ("mount", What::Mount, detail),
+        (Ok(syscall::MOUNT | syscall::MOVE_MOUNT), _) => return ("mount", What::Mount { names }, detail),
         (Ok(class), Some(inode)) if class >= syscall::WRITE_FD0 => What::Done { inode },
-        _ => What::Path { inode, watch: event.watch, names: path.paths.each_ref().map(|path| base(path).to_owned()) },
+        _ => What::Path { inode, watch: event.watch, names },
     };
     ("path", what, detail)
 }

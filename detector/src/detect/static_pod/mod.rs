@@ -45,7 +45,7 @@ impl Detector for StaticPod {
                 Vec::new()
             }
             Body::Manifest(change) => self.changed(record, change, context).into_iter().collect(),
-            Body::Watched(watched) => self.moved(record, watched),
+            Body::Watched(watched) => self.moved(record, watched, context),
             _ => Vec::new(),
         }
     }
@@ -105,7 +105,7 @@ impl StaticPod {
     }
 
     /// A kubelet reads static pods from somewhere else than before.
-    fn moved(&mut self, record: &Record, watched: &Watched) -> Vec<Finding> {
+    fn moved(&mut self, record: &Record, watched: &Watched, context: &Context) -> Vec<Finding> {
         let before = self.watched.replace(watched.clone());
         let Some(before) = before else { return Vec::new() };
         let known: BTreeMap<&str, ()> = before.dirs.iter().map(|dir| (dir.path.as_str(), ())).collect();
@@ -115,21 +115,28 @@ impl StaticPod {
             .dirs
             .iter()
             .filter(|dir| by_kubelet(&dir.reason) && !known.contains_key(dir.path.as_str()))
-            .map(|dir| Finding {
-                technique: &STATIC_POD,
-                severity: Severity::High,
-                time: record.time,
-                title: format!("A kubelet now reads static pods from {}", escape_to(&dir.path, TITLE_NAME)),
-                reasons: vec![format!("the path comes from {}", dir.reason)],
-                actor: None,
-                file: None,
-                manifest: None,
-                evidence: vec![Evidence {
-                    kind: "watched",
-                    hook: None,
-                    sequence: record.seq,
-                    detail: dir.path.clone(),
-                }],
+            .map(|dir| {
+                let act = match &dir.reason {
+                    WatchReason::KubeletConfig(file) => self.acts.on_configuration(file, record.time),
+                    _ => None,
+                };
+                let actor = match dir.reason {
+                    WatchReason::KubeletFlag => dir.kubelet_pid.and_then(|pid| context.processes.latest(pid)),
+                    _ => act.map(|act| act.process),
+                };
+                let mut evidence: Vec<_> = act.iter().map(|act| act.evidence("")).collect();
+                evidence.push(Evidence { kind: "watched", hook: None, sequence: record.seq, detail: dir.path.clone() });
+                Finding {
+                    technique: &STATIC_POD,
+                    severity: Severity::High,
+                    time: act.map_or(record.time, |act| act.time),
+                    title: format!("A kubelet now reads static pods from {}", escape_to(&dir.path, TITLE_NAME)),
+                    reasons: vec![format!("the path comes from {}", dir.reason)],
+                    actor,
+                    file: None,
+                    manifest: None,
+                    evidence,
+                }
             })
             .collect()
     }

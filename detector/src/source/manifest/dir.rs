@@ -427,7 +427,8 @@ impl Dir {
             if let Ok((fd, stat)) = walk.target {
                 let inode = root.inode(&fd, &stat);
                 let is_dir = file_type(&stat) == SFlag::S_IFDIR;
-                add(inode, if is_dir { watch::ANCESTOR } else { watch::FILE });
+                // A drop-in is a new file: opens in its directory matter.
+                add(inode, if is_dir { watch::DIR } else { watch::FILE });
                 config.insert(inode);
             }
         }

@@ -1,0 +1,422 @@
+//! The evasion suite: every way of changing a node's static pods, done for real beside one agent.
+//!
+//! `evasion [ARGUMENT OF detector run]...` prints a line of JSON for each case: detected and attributed to the process that
+//! did it, detected and unattributed, attributed to somebody else, or missed; and whether its benign twin stayed silent.
+
+use std::{
+    collections::BTreeMap,
+    ffi::{OsStr, OsString},
+    fs,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitCode, Stdio},
+    sync::mpsc::{self, Receiver},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use serde_json::{Value, json};
+
+/// How long an alert may take before it is missed: the slow timer finds what no hook saw, and emulated machines are slow.
+const PATIENCE: Duration = Duration::from_secs(12);
+/// How long silence is listened to.
+const SILENCE: Duration = Duration::from_secs(3);
+
+const POD: &str =
+    "apiVersion: v1\nkind: Pod\nmetadata:\n  name: web\nspec:\n  containers:\n  - name: web\n    image: web:1\n";
+
+/// One case of the suite.
+struct Case {
+    /// Its number in the list of evasions.
+    number: u32,
+    /// What distinguishes it from others of that number; its directory's name.
+    name: &'static str,
+    act: &'static str,
+    /// The manifest is there before.
+    exists: bool,
+}
+
+const fn plant(number: u32, act: &'static str) -> Case {
+    Case { number, name: act, act, exists: false }
+}
+
+const fn edit(number: u32, act: &'static str) -> Case {
+    Case { number, name: act, act, exists: true }
+}
+
+/// Cases of one act and one manifest. The others have a function each.
+const CASES: [Case; 20] = [
+    plant(1, "create"),
+    plant(2, "creat"),
+    plant(3, "openat2"),
+    plant(4, "bind"),
+    plant(5, "symlinked"),
+    plant(6, "proc-root"),
+    plant(7, "rename"),
+    plant(8, "move"),
+    edit(8, "exchange"),
+    plant(9, "link"),
+    plant(11, "chroot"),
+    edit(12, "truncate"),
+    edit(12, "ftruncate"),
+    plant(13, "copy-file-range"),
+    plant(13, "sendfile"),
+    plant(13, "splice"),
+    plant(14, "io-uring"),
+    edit(15, "bind-over"),
+    plant(16, "tmpfs"),
+    plant(18, "replace-dir"),
+];
+
+/// Where a suite lives, and what it runs.
+struct Suite {
+    root: PathBuf,
+    act: PathBuf,
+    agent: Child,
+    alerts: Receiver<Value>,
+    /// Alerts that came while another was waited for.
+    kept: Vec<Value>,
+    failed: bool,
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<bool> {
+    let args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    anyhow::ensure!(
+        nix::unistd::geteuid().is_root(),
+        "the evasion suite loads BPF programs and mounts: run it as root"
+    );
+    let examples = std::env::current_exe()?.parent().context("no directory")?.to_owned();
+    let act = examples.join("act");
+    let detector = examples.join("../detector");
+    for program in [&act, &detector] {
+        anyhow::ensure!(program.exists(), "{} is missing: cargo build --bins --examples", program.display());
+    }
+    let root = std::env::temp_dir().join(format!("evasion-{}", std::process::id()));
+    fs::create_dir(&root)?;
+    let done = with_root(&root, &act, &detector, &args);
+    // Mounts on mounts: as often as it takes.
+    for case in ["tmpfs", "bind-over"] {
+        while nix::mount::umount2(&root.join(case), nix::mount::MntFlags::MNT_DETACH).is_ok() {}
+        while nix::mount::umount2(&root.join(case).join("a.yaml"), nix::mount::MntFlags::MNT_DETACH).is_ok() {}
+    }
+    fs::remove_dir_all(&root)?;
+    done
+}
+
+fn with_root(root: &Path, act: &Path, detector: &Path, args: &[OsString]) -> anyhow::Result<bool> {
+    let mut dirs: Vec<PathBuf> = Vec::new();
+    for case in &CASES {
+        let dir = root.join(case.name);
+        fs::create_dir(&dir)?;
+        if case.exists {
+            fs::write(dir.join("a.yaml"), format!("{POD}# a comment that goes\n"))?;
+        }
+        dirs.push(dir);
+    }
+    for name in ["symlink", "held", "names", "flood"] {
+        fs::create_dir(root.join(name))?;
+        dirs.push(root.join(name));
+    }
+    for name in
+        ["kubelet-mount", "kubelet-one", "kubelet-two", "kubelet-three", "place", "bin", "k3s/agent/pod-manifests"]
+    {
+        fs::create_dir_all(root.join(name))?;
+    }
+    let held = start(act, "held", &["held".as_ref(), root.join("held").as_os_str(), "a.yaml".as_ref()], || {
+        fs::write(root.join("held/a.yaml"), POD)
+    })?;
+    let config = root.join("kubelet.yaml");
+    fs::write(&config, format!("staticPodPath: {}\n", root.join("kubelet-one").display()))?;
+    let stand_in = |name: &str, arguments: &[OsString]| -> anyhow::Result<Child> {
+        let program = root.join("bin").join(name);
+        if !program.exists() {
+            fs::copy(act, &program)?;
+        }
+        start(&program, name, &arguments.iter().map(OsString::as_os_str).collect::<Vec<_>>(), || Ok(()))
+    };
+    let flag = |name: &str, path: &Path| -> OsString { format!("--{name}={}", path.display()).into() };
+    let mut mounting = stand_in("kubelet", &[flag("pod-manifest-path", &root.join("kubelet-mount"))])?;
+    let mut configured = stand_in("kubelet", &[flag("config", &config)])?;
+    let mut k3s = stand_in("k3s", &["server".into(), "--data-dir".into(), root.join("k3s").into()])?;
+
+    let mut command = Command::new(detector);
+    command.args(["run", "--output", "stdout:json"]).args(args);
+    for dir in &dirs {
+        command.arg("--manifest-dir").arg(dir);
+    }
+    // Kubelets are looked for too: `--manifest-dir` comes on top.
+    let mut agent = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let alerts = lines(agent.stdout.take().context("no standard output")?, |line| serde_json::from_str(line).ok());
+    let errors = lines(agent.stderr.take().context("no standard error")?, |line| Some(line.to_owned()));
+    loop {
+        let line = errors.recv_timeout(Duration::from_secs(60)).context("the agent did not start")?;
+        if line.starts_with("degraded:") || line.starts_with("error:") || line.starts_with("ready:") {
+            eprintln!("{line}");
+        }
+        if line.starts_with("ready:") {
+            break;
+        }
+    }
+    thread::spawn(move || {
+        errors.iter().filter(|line| line.starts_with("degraded:")).for_each(|line| eprintln!("{line}"))
+    });
+    let mut suite =
+        Suite { root: root.to_owned(), act: act.to_owned(), agent, alerts, kept: Vec::new(), failed: false };
+
+    for case in &CASES {
+        let file = suite.root.join(case.name).join("a.yaml");
+        let pid = suite.act(case.act, case.name, "a.yaml", POD)?;
+        let change = if case.exists { "modified" } else { "added" };
+        suite.expect(case.number, case.name, pid, &file, change);
+    }
+    suite.symlink()?;
+    suite.held(held)?;
+    suite.names()?;
+    suite.kubelet_mount(&mut mounting)?;
+    suite.kubelet_config(&config)?;
+    let mut second = stand_in("kubelet", &[flag("pod-manifest-path", &root.join("kubelet-three"))])?;
+    let expected = format!("A kubelet now reads static pods from {}", root.join("kubelet-three").display());
+    suite.expect_title(19, "new-kubelet", Some(second.id()), &expected);
+    let pid = suite.write(&config, &format!("staticPodURL: http://pods.example/{}\n", std::process::id()))?;
+    let expected = format!("A kubelet now reads static pods from http://pods.example/{}", std::process::id());
+    suite.expect_title(20, "url", Some(pid), &expected);
+    let pid = suite.act("create", "k3s/agent/pod-manifests", "a.yaml", POD)?;
+    suite.expect(21, "k3s", pid, &root.join("k3s/agent/pod-manifests/a.yaml"), "added");
+    suite.flood()?;
+    suite.twins()?;
+
+    for child in [&mut mounting, &mut configured, &mut k3s, &mut second] {
+        drop(child.stdin.take());
+        child.wait()?;
+    }
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(suite.agent.id())?);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
+    anyhow::ensure!(suite.agent.wait()?.success(), "the agent failed");
+    Ok(!suite.failed)
+}
+
+/// Starts a program that says `open` and then waits for its input to end.
+fn start(
+    program: &Path,
+    name: &str,
+    args: &[&OsStr],
+    prepare: impl FnOnce() -> std::io::Result<()>,
+) -> anyhow::Result<Child> {
+    use std::os::unix::process::CommandExt as _;
+    prepare()?;
+    let mut child = Command::new(program).arg0(name).args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let mut said = [0; 5];
+    child
+        .stdout
+        .as_mut()
+        .context("no output")?
+        .read_exact(&mut said)
+        .with_context(|| format!("{name} did not start"))?;
+    Ok(child)
+}
+
+fn lines<T: Send + 'static>(
+    from: impl std::io::Read + Send + 'static,
+    parse: impl Fn(&str) -> Option<T> + Send + 'static,
+) -> Receiver<T> {
+    let (send, receive) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(from).lines().map_while(Result::ok) {
+            if let Some(parsed) = parse(&line)
+                && send.send(parsed).is_err()
+            {
+                break;
+            }
+        }
+    });
+    receive
+}
+
+impl Suite {
+    /// Performs an act in a directory of the suite; returns the pid that did it.
+    fn act(&self, act: &str, dir: &str, name: &str, text: &str) -> anyhow::Result<u32> {
+        self.act_as(&self.act, act, dir, name, text)
+    }
+
+    fn act_as(&self, program: &Path, act: &str, dir: &str, name: &str, text: &str) -> anyhow::Result<u32> {
+        let mut child = Command::new(program)
+            .args([act.as_ref(), self.root.join(dir).as_os_str(), name.as_ref()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()?;
+        let pid = child.id();
+        child.stdin.take().context("no input")?.write_all(text.as_bytes())?;
+        anyhow::ensure!(child.wait()?.success(), "act {act} failed");
+        Ok(pid)
+    }
+
+    /// A plain write to any file.
+    fn write(&self, path: &Path, text: &str) -> anyhow::Result<u32> {
+        let dir = path.parent().and_then(|dir| dir.strip_prefix(&self.root).ok()).and_then(Path::to_str);
+        let name = path.file_name().and_then(OsStr::to_str).context("no name")?;
+        self.act("create", dir.context("not in the suite")?, name, text)
+    }
+
+    /// The next alert that is wanted; others are kept.
+    fn wait(&mut self, wanted: impl Fn(&Value) -> bool) -> Option<Value> {
+        if let Some(at) = self.kept.iter().position(&wanted) {
+            return Some(self.kept.remove(at));
+        }
+        let deadline = Instant::now() + PATIENCE;
+        while let Ok(alert) = self.alerts.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            if wanted(&alert) {
+                return Some(alert);
+            }
+            self.kept.push(alert);
+        }
+        None
+    }
+
+    fn expect(&mut self, number: u32, name: &str, pid: u32, file: &Path, change: &str) {
+        let started = Instant::now();
+        let file = file.to_string_lossy().into_owned();
+        let alert = self.wait(|alert| alert["file"]["path"] == *file && alert["file"]["change"] == *change);
+        self.judge(number, name, Some(pid), alert.as_ref(), started);
+    }
+
+    fn expect_title(&mut self, number: u32, name: &str, pid: Option<u32>, title: &str) {
+        let started = Instant::now();
+        let alert = self.wait(|alert| alert["title"].as_str().is_some_and(|found| found.starts_with(title)));
+        self.judge(number, name, pid, alert.as_ref(), started);
+    }
+
+    fn judge(&mut self, number: u32, name: &str, pid: Option<u32>, alert: Option<&Value>, started: Instant) {
+        let result = match (alert.map(|alert| &alert["process"]["pid"]), pid) {
+            (None, _) => "missed",
+            (Some(Value::Null), _) => "unattributed",
+            (Some(found), Some(pid)) if *found != pid => "misattributed",
+            (Some(_), _) => "detected",
+        };
+        let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        println!("{}", json!({"case": number, "name": name, "result": result, "ms": ms}));
+        if result == "misattributed" {
+            eprintln!("case {number} {name}: by {pid:?}, alert {}", alert.unwrap_or(&Value::Null));
+        }
+        self.failed |= matches!(result, "missed" | "misattributed");
+    }
+
+    /// Case 10: a symbolic link, then an edit of what it leads to.
+    fn symlink(&mut self) -> anyhow::Result<()> {
+        let file = self.root.join("symlink/a.yaml");
+        let pid = self.act("symlink", "symlink", "a.yaml", POD)?;
+        self.expect(10, "symlink", pid, &file, "added");
+        let pid = self.write(&fs::read_link(&file)?, &POD.replace("web:1", "web:2"))?;
+        self.expect(10, "target", pid, &file, "modified");
+        Ok(())
+    }
+
+    /// Case 22: a writable descriptor that is older than the agent.
+    fn held(&mut self, mut held: Child) -> anyhow::Result<()> {
+        held.stdin.take().context("no input")?.write_all(POD.replace("web:1", "web:2").as_bytes())?;
+        anyhow::ensure!(held.wait()?.success(), "the holder failed");
+        let file = self.root.join("held/a.yaml");
+        self.expect(22, "held", held.id(), &file, "modified");
+        Ok(())
+    }
+
+    /// Case 23: names that somebody might trust.
+    fn names(&mut self) -> anyhow::Result<()> {
+        for name in ["kubelet", "sed", "dpkg", "iou-wrk-1"] {
+            let program = self.root.join("place").join(name);
+            fs::copy(&self.act, &program)?;
+            let file = format!("{name}.yaml");
+            let pid = self.act_as(&program, "create", "names", &file, POD)?;
+            let file = self.root.join("names").join(file);
+            self.expect(23, name, pid, &file, "added");
+        }
+        Ok(())
+    }
+
+    /// Case 17: a mount that only the kubelet sees.
+    fn kubelet_mount(&mut self, kubelet: &mut Child) -> anyhow::Result<()> {
+        let name = format!("x-{}", kubelet.id());
+        let pid = self.act("mount-in-kubelet", "kubelet-mount", &name, POD)?;
+        let file = self.root.join("kubelet-mount/a.yaml");
+        self.expect(17, "mount-in-kubelet", pid, &file, "added");
+        Ok(())
+    }
+
+    /// Case 19: another path in kubelet's configuration.
+    fn kubelet_config(&mut self, config: &Path) -> anyhow::Result<()> {
+        let other = self.root.join("kubelet-two");
+        let pid = self.write(config, &format!("staticPodPath: {}\n", other.display()))?;
+        let title = format!("A kubelet now reads static pods from {}", other.display());
+        self.expect_title(19, "config", Some(pid), &title);
+        Ok(())
+    }
+
+    /// Case 24: some of the others while two processes flood the node with file events.
+    fn flood(&mut self) -> anyhow::Result<()> {
+        let place = self.root.join("place");
+        let flooders: Vec<_> = (0..2)
+            .map(|_| {
+                Command::new(&self.act)
+                    .args(["flood".as_ref(), place.as_os_str(), "".as_ref()])
+                    .stdin(Stdio::null())
+                    .stdout(Stdio::piped())
+                    .spawn()
+            })
+            .collect::<Result<_, _>>()?;
+        for act in ["create", "creat", "rename", "move", "link", "bind", "splice", "io-uring"] {
+            let name = format!("{act}.yaml");
+            let pid = self.act(act, "flood", &name, POD)?;
+            let file = self.root.join("flood").join(&name);
+            self.expect(24, act, pid, &file, "added");
+        }
+        fs::write(place.join("stop"), "")?;
+        let mut events = 0;
+        for flooder in flooders {
+            let said = String::from_utf8(flooder.wait_with_output()?.stdout)?;
+            events += said.trim().parse::<u64>()?;
+        }
+        eprintln!("flood: {events} file events");
+        Ok(())
+    }
+
+    /// The same calls next door, and reads: none of them may raise an alert.
+    fn twins(&mut self) -> anyhow::Result<()> {
+        let told = |suite: &mut Self| -> Vec<Value> {
+            while let Ok(alert) = suite.alerts.recv_timeout(SILENCE) {
+                suite.kept.push(alert);
+            }
+            std::mem::take(&mut suite.kept)
+        };
+        // What is still under way belongs to the acts before.
+        let mut before: BTreeMap<String, u32> = BTreeMap::new();
+        for alert in told(self) {
+            *before.entry(alert["title"].as_str().unwrap_or_default().to_owned()).or_default() += 1;
+        }
+        eprintln!("besides: {before:?}");
+        let calls = CASES.iter().filter(|case| !case.exists && !matches!(case.act, "tmpfs" | "replace-dir"));
+        for case in calls {
+            self.act(case.act, "place", &format!("{}.yaml", case.name), POD)?;
+        }
+        self.act("read", "create", "a.yaml", "")?;
+        self.act("touch", "create", "a.yaml", "")?;
+        let rest = told(self);
+        for alert in &rest {
+            eprintln!("twin: {alert}");
+        }
+        let result = if rest.is_empty() { "silent" } else { "alerts" };
+        println!("{}", json!({"case": 0, "name": "twins", "result": result, "ms": 0}));
+        self.failed |= !rest.is_empty();
+        Ok(())
+    }
+}
