@@ -4,6 +4,7 @@ mod bench;
 mod setup;
 mod stats;
 mod test;
+mod vm;
 
 use std::{
     os::unix::process::CommandExt as _,
@@ -35,6 +36,8 @@ enum Task {
     Test,
     /// Measure the detector on this kernel; prints a table
     Bench(bench::Options),
+    /// Run the evasion suite on real kernels in virtual machines
+    Vm(vm::Options),
     /// Loops that the benchmark times
     #[command(hide = true)]
     Loop { what: bench::loops::Loop, count: u64, dir: PathBuf },
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Task::Run { args } => run(&args),
         Task::Test => test::test(),
         Task::Bench(options) => bench::bench(&options),
+        Task::Vm(options) => vm::vm(&options),
         Task::Loop { what, count, dir } => bench::loops::run(what, count, &dir),
     };
     match done {

@@ -121,7 +121,8 @@ pub fn tools() -> anyhow::Result<()> {
         return Ok(());
     }
     setup::say(&format!("installing {}", missing.join(", ")));
-    setup::apt_install(&missing).with_context(|| format!("(with a network, type: apt-get install {})", missing.join(" ")))
+    setup::apt_install(&missing)
+        .with_context(|| format!("(with a network, type: apt-get install {})", missing.join(" ")))
 }
 
 fn busybox_is_static() -> bool {

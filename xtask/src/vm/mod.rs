@@ -1,0 +1,279 @@
+//! `cargo xtask vm`: the evasion suite on real kernels, each in a virtual machine of its own.
+//!
+//! Everything is emulated (TCG): it works where KVM does not, and a kernel boots in about five seconds.
+
+mod kernels;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::{cargo, check, root, setup};
+use kernels::Kernel;
+
+/// Every series that the agent is proven on.
+const ALL: [&str; 5] = ["5.10", "6.1", "6.12", "6.18", "7.3"];
+/// The oldest, a middle one and the newest: what `cargo xtask test` runs.
+pub const SOME: [&str; 3] = ["5.10", "6.12", "7.3"];
+/// A machine that says nothing for so long is stuck.
+const LIMIT: Duration = Duration::from_secs(240);
+
+#[derive(clap::Args)]
+pub struct Options {
+    /// Kernel series, such as 6.12; may be given several times [default: the oldest, a middle one and the newest]
+    #[arg(long, value_name = "SERIES")]
+    kernel: Vec<String>,
+    /// Every series: 5.10, 6.1, 6.12, 6.18, 7.3
+    #[arg(long, conflicts_with = "kernel")]
+    all: bool,
+    /// A shell in the machine instead of the suite; `exit` ends it
+    #[arg(long)]
+    shell: bool,
+    /// Write the matrix to FILE as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// What one kernel did.
+#[derive(Debug, Serialize)]
+struct Outcome {
+    series: String,
+    version: String,
+    seconds: f64,
+    /// Set when the machine came to no verdict.
+    error: Option<String>,
+    cases: Vec<CaseResult>,
+}
+
+#[derive(Debug, Serialize)]
+struct CaseResult {
+    backend: String,
+    case: u64,
+    name: String,
+    result: String,
+    ms: u64,
+}
+
+/// Runs what the command line asks for.
+///
+/// # Errors
+/// When a machine cannot be set up, or a case is missed on any kernel.
+pub fn vm(options: &Options) -> anyhow::Result<()> {
+    let wanted: Vec<&str> = match (options.all, options.kernel.as_slice()) {
+        (true, _) => ALL.to_vec(),
+        (false, []) if options.shell => vec![SOME[1]],
+        (false, []) => SOME.to_vec(),
+        (false, some) => some.iter().map(String::as_str).collect(),
+    };
+    let place = root().join("target/vm");
+    kernels::tools()?;
+    let kernels = kernels::fetch(&wanted, &place.join("kernels"))?;
+    let initrd = initrd(&place)?;
+    if options.shell {
+        let kernel = kernels.first().context("no kernel")?;
+        return check(machine(kernel, &initrd, "detector.shell").args(["-serial", "mon:stdio"]));
+    }
+    let mut outcomes = Vec::new();
+    for kernel in &kernels {
+        eprintln!("==> kernel {}", kernel.version);
+        let outcome = run(kernel, &initrd, &place)?;
+        summary(&outcome);
+        outcomes.push(outcome);
+    }
+    print(&outcomes);
+    if let Some(file) = &options.json {
+        fs::write(file, serde_json::to_string_pretty(&outcomes)? + "\n").with_context(|| file.display().to_string())?;
+    }
+    let failed: Vec<_> = outcomes.iter().filter(|outcome| !outcome.fine()).map(|one| one.version.as_str()).collect();
+    anyhow::ensure!(failed.is_empty(), "the suite failed on {}", failed.join(", "));
+    Ok(())
+}
+
+impl Outcome {
+    fn fine(&self) -> bool {
+        self.error.is_none()
+            && !self.cases.is_empty()
+            && self.cases.iter().all(|case| matches!(case.result.as_str(), "detected" | "unattributed" | "silent"))
+    }
+}
+
+/// The statically linked agent and suite, as an initial file system.
+fn initrd(place: &Path) -> anyhow::Result<PathBuf> {
+    const TARGET: &str = "x86_64-unknown-linux-gnu";
+    setup::setup(&[])?;
+    eprintln!("==> building the static agent and the suite");
+    let target = root().join("target/static");
+    check(
+        cargo()
+            .args(["build", "--quiet", "--release", "--package", "detector", "--bins", "--examples"])
+            .args(["--target", TARGET, "--target-dir"])
+            .arg(&target)
+            .env("RUSTFLAGS", "-C target-feature=+crt-static -C strip=symbols"),
+    )?;
+    let tree = place.join("root");
+    if tree.exists() {
+        fs::remove_dir_all(&tree)?;
+    }
+    for dir in ["bin", "dev", "proc", "sys", "tmp", "usr", "var/empty", "suite/examples", "etc"] {
+        fs::create_dir_all(tree.join(dir))?;
+    }
+    fs::copy("/bin/busybox", tree.join("bin/busybox"))?;
+    let built = target.join(TARGET).join("release");
+    fs::copy(built.join("detector"), tree.join("suite/detector"))?;
+    for program in ["act", "evasion"] {
+        fs::copy(built.join("examples").join(program), tree.join("suite/examples").join(program))?;
+    }
+    write_executable(&tree.join("init"), include_str!("init.sh"))?;
+    let initrd = place.join("initrd");
+    let mut pack = Command::new("sh")
+        .args(["-c", "find . | cpio --quiet -o -H newc"])
+        .current_dir(&tree)
+        .stdout(fs::File::create(&initrd)?)
+        .spawn()?;
+    anyhow::ensure!(pack.wait()?.success(), "packing the initial file system failed");
+    Ok(initrd)
+}
+
+fn write_executable(path: &Path, text: &str) -> anyhow::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    fs::write(path, text)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
+    Ok(())
+}
+
+/// A machine that boots a kernel and ends when it powers off.
+fn machine(kernel: &Kernel, initrd: &Path, arguments: &str) -> Command {
+    let mut qemu = Command::new("qemu-system-x86_64");
+    qemu.args(["-accel", "tcg", "-machine", "q35", "-cpu", "max", "-smp", "2", "-m", "1024"]);
+    qemu.args(["-nodefaults", "-display", "none", "-no-reboot"]);
+    qemu.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(initrd);
+    qemu.arg("-append").arg(format!("console=ttyS0 quiet panic=-1 lsm=lockdown,yama,bpf {arguments}"));
+    qemu
+}
+
+/// Boots, runs the suite, and reads what it says line by line.
+fn run(kernel: &Kernel, initrd: &Path, place: &Path) -> anyhow::Result<Outcome> {
+    let started = Instant::now();
+    let log = place.join(format!("{}.log", kernel.series));
+    let mut qemu = machine(kernel, initrd, "detector.suite");
+    qemu.arg("-serial").arg(format!("file:{}", log.display())).args(["-serial", "stdio"]);
+    let mut child = qemu.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("starting qemu-system-x86_64")?;
+    let mut outcome = Outcome {
+        series: kernel.series.clone(),
+        version: kernel.version.clone(),
+        seconds: 0.0,
+        error: Some("the machine came to no verdict".to_owned()),
+        cases: Vec::new(),
+    };
+    let out = child.stdout.take().context("no output")?;
+    let deadline = watchdog(child);
+    let mut backend = String::new();
+    for line in BufReader::new(out).split(b'\n').map_while(Result::ok) {
+        let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+        if let Some(name) = line.strip_prefix("backend ") {
+            name.clone_into(&mut backend);
+        } else if let Some(code) = line.strip_prefix("verdict ") {
+            outcome.error = (code != "0").then(|| format!("a suite ended with status {code}"));
+        } else if let Ok(Value::Object(said)) = serde_json::from_str::<Value>(&line) {
+            let text = |name: &str| said.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+            let number = |name: &str| said.get(name).and_then(Value::as_u64).unwrap_or_default();
+            outcome.cases.push(CaseResult {
+                backend: backend.clone(),
+                case: number("case"),
+                name: text("name"),
+                result: text("result"),
+                ms: number("ms"),
+            });
+        } else if !line.is_empty() {
+            eprintln!("    {line}");
+        }
+        std::io::stderr().flush()?;
+    }
+    deadline.end()?;
+    outcome.seconds = started.elapsed().as_secs_f64();
+    if outcome.error.is_some() && outcome.cases.is_empty() {
+        eprintln!("    the machine's console is in {}", log.display());
+    }
+    Ok(outcome)
+}
+
+/// Ends a machine that hangs.
+struct Watchdog {
+    done: std::sync::mpsc::Sender<()>,
+    thread: std::thread::JoinHandle<std::io::Result<()>>,
+}
+
+fn watchdog(mut child: Child) -> Watchdog {
+    let (done, ended) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        if ended.recv_timeout(LIMIT).is_err() {
+            child.kill()?;
+        }
+        child.wait().map(|_| ())
+    });
+    Watchdog { done, thread }
+}
+
+impl Watchdog {
+    fn end(self) -> anyhow::Result<()> {
+        // It is gone when the machine was stuck.
+        let _ = self.done.send(());
+        self.thread.join().map_err(|_| anyhow::anyhow!("the watchdog panicked"))??;
+        Ok(())
+    }
+}
+
+/// How many cases came to which result, by backend.
+fn counts(outcome: &Outcome) -> BTreeMap<(&str, &str), u32> {
+    let mut counts = BTreeMap::new();
+    for case in outcome.cases.iter().filter(|case| case.case > 0) {
+        *counts.entry((case.backend.as_str(), case.result.as_str())).or_default() += 1;
+    }
+    counts
+}
+
+fn summary(outcome: &Outcome) {
+    for ((backend, result), count) in counts(outcome) {
+        eprintln!("    {backend}: {count} {result}");
+    }
+    for case in outcome.cases.iter().filter(|case| !matches!(case.result.as_str(), "detected" | "silent")) {
+        eprintln!("    {} case {} {}: {}", case.backend, case.case, case.name, case.result);
+    }
+    eprintln!("    {:.0} s{}", outcome.seconds, outcome.error.as_ref().map(|e| format!(", {e}")).unwrap_or_default());
+}
+
+/// The matrix: kernels and backends across, cases down.
+fn print(outcomes: &[Outcome]) {
+    let mut columns: Vec<(&str, &str)> = Vec::new();
+    let mut rows: BTreeMap<(u64, &str), BTreeMap<(&str, &str), &str>> = BTreeMap::new();
+    for outcome in outcomes {
+        for case in &outcome.cases {
+            let column = (outcome.series.as_str(), case.backend.as_str());
+            if !columns.contains(&column) {
+                columns.push(column);
+            }
+            rows.entry((case.case, case.name.as_str())).or_default().insert(column, case.result.as_str());
+        }
+    }
+    print!("\n{:<24}", "case");
+    for (series, backend) in &columns {
+        print!(" {:<16}", format!("{series} {backend}"));
+    }
+    println!();
+    for ((number, name), results) in rows {
+        print!("{:<24}", if number == 0 { name.to_owned() } else { format!("{number:>2} {name}") });
+        for column in &columns {
+            print!(" {:<16}", results.get(column).unwrap_or(&"-"));
+        }
+        println!();
+    }
+}
