@@ -102,7 +102,7 @@ fn dispatch(regs: Ptr, ret: i64, number: usize, native: u8, compat: u8) {
     let class = if is_compat { compat } else { native };
     let call = Call { regs, number: number as u32, class, compat: is_compat };
     let touch = watched::take_touch(current_id());
-    let touched = touch.map_or(0, |touch| touch.watch);
+    let touched = touch.watch;
     let changed = touched & (watch::FILE | watch::DIR) != 0;
     // One call of each reporter: the verifier follows every call on its own.
     let written = class == class::WRITE_FD0 || class == class::WRITE_FD2;
@@ -166,7 +166,7 @@ fn open(task: Ptr, call: &Call, kind: u16, fd: u32) {
 
 /// Reports a call with the paths that it was given.
 #[inline(always)]
-fn paths(task: Ptr, call: &Call, touch: Option<Touch>, ring: Ring) {
+fn paths(task: Ptr, call: &Call, touch: Touch, ring: Ring) {
     const BODY: usize = size_of::<PathCall>();
     let Some(scratch) = emit::scratch(hook::PATHS_SCRATCH) else { return };
     let record = scratch.cast::<PathCall>();
@@ -181,7 +181,6 @@ fn paths(task: Ptr, call: &Call, touch: Option<Touch>, ring: Ring) {
     };
     let first = user_path(call, first, scratch.cast(), BODY);
     let second = user_path(call, second, scratch.cast(), BODY + first);
-    let touch = touch.unwrap_or(Touch { key: detector_common::WatchKey::new(0, 0), watch: 0, zero: 0 });
     // SAFETY: the slot is longer than the body.
     unsafe {
         (*record).ino = touch.key.ino;

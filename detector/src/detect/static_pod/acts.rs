@@ -51,9 +51,9 @@ enum What {
     Done {
         inode: InodeKey,
     },
-    /// A mount or unmount, with the last component of its path arguments.
+    /// A mount or unmount, with the last component of the path that it happened to.
     Mount {
-        names: [String; 2],
+        onto: String,
     },
     IoUring,
 }
@@ -109,7 +109,8 @@ impl Acts {
         self.0.iter().rev().find(|act| {
             let named = match &act.what {
                 What::File { name: acted_on, .. } => acted_on == name,
-                What::Path { names, .. } | What::Mount { names } => names.iter().any(|acted_on| acted_on == name),
+                What::Path { names, .. } => names.iter().any(|acted_on| acted_on == name),
+                What::Mount { onto } => onto == name,
                 _ => false,
             };
             named && act.time <= found && found.0 - act.time.0 <= CONFIGURED_NS
@@ -146,9 +147,8 @@ impl Acts {
         if act.time > change.since {
             return Some(score);
         }
-        if let What::Mount { names } = &act.what {
-            let onto = names.iter().any(|name| name == base(&change.dir));
-            return (onto && found.0.saturating_sub(act.time.0) < MOUNTED_NS).then_some(OLD);
+        if let What::Mount { onto } = &act.what {
+            return (onto == base(&change.dir) && found.0.saturating_sub(act.time.0) < MOUNTED_NS).then_some(OLD);
         }
         // Older than the last look at the old state: only a descriptor that may still be open explains anything.
         (matches!(act.what, What::File { .. }) && change.change == ChangeKind::Modified && score >= 90).then_some(OLD)
@@ -179,7 +179,7 @@ fn explains(what: &What, change: &ManifestChange) -> Option<Score> {
         }
         // A directory that was replaced changed for all its entries.
         What::Path { names, .. } if names.iter().any(|name| name == dir_name) => Some(45),
-        What::Mount { names } => Some(if names.iter().any(|name| name == dir_name) { 42 } else { 40 }),
+        What::Mount { onto } => Some(if onto == dir_name { 42 } else { 40 }),
         What::IoUring => Some(30),
         _ => None,
     }
@@ -217,11 +217,16 @@ fn path_act(path: &decode::PathCall) -> (&'static str, What, String) {
     let inode = (event.ino != 0).then_some(InodeKey { dev: event.dev, ino: event.ino });
     let names = path.paths.each_ref().map(|path| base(path).to_owned());
     let what = match (u8::try_from(event.class), inode) {
-        (Ok(syscall::MOUNT | syscall::MOVE_MOUNT), _) => return ("mount", What::Mount { names }, detail),
+        (Ok(syscall::MOUNT | syscall::MOVE_MOUNT), _) => return ("mount", What::Mount { onto: onto(names) }, detail),
         (Ok(class), Some(inode)) if class >= syscall::WRITE_FD0 => What::Done { inode },
         _ => What::Path { inode, watch: event.watch, names },
     };
     ("path", what, detail)
+}
+
+/// A mount names its source first, an unmount has one path only.
+fn onto([first, second]: [String; 2]) -> String {
+    if second.is_empty() { first } else { second }
 }
 
 fn call(number: u32, compat: bool) -> String {

@@ -306,7 +306,12 @@ fn chain(error: &dyn std::error::Error) -> String {
 fn refusal(error: &ProgramError) -> String {
     if let ProgramError::LoadError { io_error, verifier_log } = error {
         let log = verifier_log.to_string();
-        let last = log.lines().rev().find(|line| !line.trim().is_empty() && !line.starts_with("processed "));
+        // Statistics come behind what it complains of.
+        let statistics = ["processed ", "stack depth ", "verification time ", "max_states_per_insn "];
+        let last = log
+            .lines()
+            .rev()
+            .find(|line| !line.trim().is_empty() && !statistics.iter().any(|word| line.starts_with(word)));
         return match last {
             Some(line) => format!("the verifier refuses it: {line} ({io_error})"),
             None => format!("the kernel refuses it: {io_error}"),
