@@ -13,6 +13,8 @@ pub mod kind {
     pub const PATH: u16 = 18;
     pub const WRITE: u16 = 19;
     pub const IO_URING: u16 = 20;
+    pub const ENTRY: u16 = 21;
+    pub const MAP: u16 = 22;
     pub const CGROUP: u16 = 32;
 }
 
@@ -27,8 +29,21 @@ pub mod hook {
     pub const CTIME_SKIP: u16 = 6;
     pub const IO_URING_SUBMIT: u16 = 7;
     pub const CGROUP_MKDIR: u16 = 8;
-    /// Not a hook: the scratch slot for path calls, apart from that of opens.
-    pub const PATHS_SCRATCH: u16 = 9;
+    pub const FILE_OPEN: u16 = 16;
+    pub const INODE_CREATE: u16 = 17;
+    pub const INODE_LINK: u16 = 18;
+    pub const INODE_SYMLINK: u16 = 19;
+    pub const INODE_UNLINK: u16 = 20;
+    pub const INODE_MKDIR: u16 = 21;
+    pub const INODE_RMDIR: u16 = 22;
+    pub const INODE_MKNOD: u16 = 23;
+    pub const INODE_RENAME: u16 = 24;
+    pub const INODE_SETATTR: u16 = 25;
+    pub const SB_MOUNT: u16 = 26;
+    pub const MOVE_MOUNT: u16 = 27;
+    pub const SB_UMOUNT: u16 = 28;
+    pub const PIVOT_ROOT: u16 = 29;
+    pub const MMAP_FILE: u16 = 30;
     /// Slots of the per-CPU counters; more than there are hooks, so that adding one moves nothing.
     pub const COUNT: u32 = 64;
 }
@@ -128,8 +143,8 @@ pub struct Exit {
     pub zero: u32,
 }
 
-/// A watched file, or a file below a watched directory, was opened for writing (`kind::OPEN`), or written through a
-/// descriptor that is older than the watch (`kind::WRITE`). Tail: `path_len` bytes of path.
+/// A watched file, or a file below a watched directory, was opened for writing (`kind::OPEN`), written through a
+/// descriptor that is older than the watch (`kind::WRITE`), or mapped so that it can be written (`kind::MAP`). Tail: `path_len` bytes of path.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(FromBytes, IntoBytes, Immutable, KnownLayout))]
@@ -139,7 +154,7 @@ pub struct Open {
     /// The directory that holds the file.
     pub parent_ino: u64,
     pub dev: u32,
-    /// System call number, as the task's ABI counts.
+    /// System call number, as the task's ABI counts; `u32::MAX` when a security hook saw it.
     pub syscall: u32,
     /// `file->f_mode`.
     pub mode: u32,
@@ -184,6 +199,31 @@ pub struct PathCall {
     pub compat: u32,
 }
 
+/// A security hook: an entry of a watched directory, an attribute of a watched inode or a mount is about to change. Which
+/// of them the hook number says. Both names are NUL-terminated.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(FromBytes, IntoBytes, Immutable, KnownLayout))]
+pub struct Entry {
+    pub header: Header,
+    /// What the entry leads to, or the mount point; 0 when there is nothing yet.
+    pub ino: u64,
+    /// The directory that holds the entry.
+    pub dir_ino: u64,
+    /// Renames: what stands at the new name.
+    pub to_ino: u64,
+    /// Renames and links: the directory of the new name.
+    pub to_dir_ino: u64,
+    pub dev: u32,
+    /// Flags of the watched inodes that matched.
+    pub watch: u32,
+    /// `iattr->ia_valid` for attributes.
+    pub flags: u32,
+    pub zero: u32,
+    /// Name of the entry; for mounts, what is mounted. Then the new name, a symbolic link's target, or the mount point's name.
+    pub names: [[u8; NAME_MAX]; 2],
+}
+
 /// An io_uring request that can change a directory or open a file was submitted.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -214,5 +254,6 @@ const _: () = assert!(size_of::<Exit>() == 72 + 8);
 const _: () = assert!(size_of::<Open>() == 72 + 48);
 const _: () = assert!(size_of::<Change>() == 72 + 16);
 const _: () = assert!(size_of::<PathCall>() == 72 + 32);
+const _: () = assert!(size_of::<Entry>() == 72 + 48 + 2 * NAME_MAX);
 const _: () = assert!(size_of::<IoUring>() == 72 + 8);
 const _: () = assert!(size_of::<Cgroup>() == 72 + 16);

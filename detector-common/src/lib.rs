@@ -56,8 +56,24 @@ pub mod setting {
     pub const SELF: u32 = 2;
     /// Non-zero: inode-change tracepoints are attached, so path syscalls that touched nothing watched stay in the kernel.
     pub const PRECISE: u32 = 3;
+    /// Non-zero: `sys_exit` reports changes once they are complete, so the change hooks leave notes for it.
+    pub const SYSCALLS: u32 = 4;
+    /// Non-zero: `sys_exit` is there for writes alone; security hooks see the rest.
+    pub const WRITES_ONLY: u32 = 5;
     /// How many slots there are.
     pub const COUNT: u32 = 8;
+}
+
+/// Slots of per-CPU memory in which records with a tail are put together: one a reporter, so that one that interrupts
+/// another never writes into its record.
+pub mod scratch {
+    pub const EXEC: u32 = 0;
+    pub const CGROUP: u32 = 1;
+    pub const SYSCALL_OPEN: u32 = 2;
+    pub const SYSCALL_PATHS: u32 = 3;
+    pub const FILE_OPEN: u32 = 4;
+    pub const MMAP_FILE: u32 = 5;
+    pub const COUNT: u32 = 6;
 }
 
 /// Most directory levels that [`setting::DEPTH`] can ask for.

@@ -80,6 +80,9 @@ offsets! {
     inode_sb = "inode"."i_sb";
     inode_nlink = "inode"."i_nlink";
     sb_dev = "super_block"."s_dev";
+    path_mnt = "path"."mnt";
+    path_dentry = "path"."dentry";
+    iattr_valid = "iattr"."ia_valid";
     dentry_parent = "dentry"."d_parent";
     dentry_inode = "dentry"."d_inode";
     dentry_name = "dentry"."d_name.name";

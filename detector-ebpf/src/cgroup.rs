@@ -1,7 +1,7 @@
 //! New cgroups: the id that every record carries, and the path that names the container.
 
 use aya_ebpf::{helpers::generated::bpf_probe_read_kernel_str, macros::btf_tracepoint, programs::BtfTracePointContext};
-use detector_common::{Cgroup, PATH_MAX, hook, kind};
+use detector_common::{Cgroup, PATH_MAX, hook, kind, scratch};
 
 use crate::{
     emit::{self, Ring},
@@ -22,7 +22,7 @@ pub fn cgroup_mkdir(ctx: BtfTracePointContext) -> i32 {
 fn made(cgroup: Ptr, path: Ptr) -> Option<()> {
     const BODY: usize = size_of::<Cgroup>();
     let id = cgroup.follow(offset!(cgroup_kn)).read(offset!(kn_id));
-    let scratch = emit::scratch(hook::CGROUP_MKDIR)?;
+    let scratch = emit::scratch(scratch::CGROUP)?;
     let record = scratch.cast::<Cgroup>();
     kernel::header(record.cast(), kind::CGROUP, hook::CGROUP_MKDIR, current());
     // SAFETY: the slot is longer than the body and the longest path together.

@@ -5,12 +5,12 @@
 //! kubelet can see is complete at its exit, which [`crate::syscall`] reports.
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
-use detector_common::{Change, WatchKey, hook, kind, watch};
+use detector_common::{Change, WatchKey, hook, kind, setting, watch};
 
 use crate::{
     emit::{self, Ring},
     kernel::{current, current_id, load},
-    maps::offset,
+    maps::{offset, setting},
     watched,
 };
 
@@ -44,7 +44,7 @@ fn changed(ctx: &BtfTracePointContext, hook: u16) -> i32 {
     /// Threads that never leave a system call: io_uring workers and kernel threads.
     const PF_IO_WORKER_OR_KTHREAD: u32 = 0x0000_0010 | 0x0020_0000;
     let task = current();
-    if task.read::<u32>(offset!(task_flags)) & PF_IO_WORKER_OR_KTHREAD == 0 {
+    if setting(setting::SYSCALLS) != 0 && task.read::<u32>(offset!(task_flags)) & PF_IO_WORKER_OR_KTHREAD == 0 {
         watched::touch(current_id(), key, watch);
     }
     if watch & (watch::FILE | watch::DIR) != 0 {

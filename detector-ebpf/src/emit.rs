@@ -72,10 +72,10 @@ pub fn fixed<T: 'static>(ring: Ring, kind: u16, hook: u16, task: Ptr, fill: impl
     entry.submit(ring.wake());
 }
 
-/// This hook's scratch slot.
+/// A scratch slot, one of [`detector_common::scratch`].
 #[inline(always)]
-pub fn scratch(hook: u16) -> Option<*mut Scratch> {
-    SCRATCH.get_ptr_mut(u32::from(hook))
+pub fn scratch(slot: u32) -> Option<*mut Scratch> {
+    SCRATCH.get_ptr_mut(slot)
 }
 
 /// Sends the first `len` bytes of a scratch slot, in which a record with tail was put together.

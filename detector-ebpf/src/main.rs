@@ -7,11 +7,15 @@
 mod cgroup;
 mod change;
 mod emit;
+mod entry;
 mod io_uring;
 mod kernel;
 mod maps;
+mod mount;
+mod open;
 mod path;
 mod process;
+mod security;
 mod syscall;
 mod watched;
 

@@ -4,7 +4,7 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
-use detector_common::{KernelOffsets, WATCHED_MAX, WatchKey, hook, setting, syscall};
+use detector_common::{KernelOffsets, WATCHED_MAX, WatchKey, hook, scratch, setting, syscall};
 
 /// Field offsets of the running kernel. Read-only once loaded, so the verifier sees constants.
 #[unsafe(no_mangle)]
@@ -51,15 +51,14 @@ pub static TOUCHED: HashMap<u64, Touch> = HashMap::with_max_entries(4096, 0);
 #[map]
 pub static TOUCHES: Array<i64> = Array::with_max_entries(1, 0);
 
-/// Where records with a tail are put together: larger than the stack, one slot a hook, so that a hook that interrupts
-/// another never writes into its record.
+/// Where records with a tail are put together: larger than the stack ([`detector_common::scratch`]).
 pub const SCRATCH_LEN: usize = 4096;
 
 #[repr(C, align(8))]
 pub struct Scratch(pub [u8; SCRATCH_LEN]);
 
 #[map]
-pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(10, 0);
+pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(scratch::COUNT, 0);
 
 /// One field's offset, as a constant to the verifier.
 macro_rules! offset {

@@ -1,7 +1,7 @@
 //! Processes coming, changing program and going: context for everything else.
 
 use aya_ebpf::{helpers::generated::bpf_probe_read_user, macros::btf_tracepoint, programs::BtfTracePointContext};
-use detector_common::{ARGV_MAX, ARGV_TRUNCATED, EXE_DELETED, Exec, Exit, Fork, hook, kind};
+use detector_common::{ARGV_MAX, ARGV_TRUNCATED, EXE_DELETED, Exec, Exit, Fork, hook, kind, scratch};
 
 use crate::{
     emit::{self, Ring},
@@ -22,7 +22,7 @@ pub fn process_exec(ctx: BtfTracePointContext) -> i32 {
 #[inline(always)]
 fn exec(task: Ptr, bprm: Ptr) -> Option<()> {
     const BODY: usize = size_of::<Exec>();
-    let scratch = emit::scratch(hook::EXEC)?;
+    let scratch = emit::scratch(scratch::EXEC)?;
     let record = scratch.cast::<Exec>();
     kernel::header(record.cast(), kind::EXEC, hook::EXEC, task);
     let file = bprm.follow(offset!(bprm_file));

@@ -9,7 +9,7 @@ use aya_ebpf::{
     programs::BtfTracePointContext,
 };
 use detector_common::{
-    ARG_PATH_MAX, Open, PathCall, hook, kind, setting,
+    ARG_PATH_MAX, PathCall, hook, kind, scratch, setting,
     syscall::{self as class, TABLE},
     watch,
 };
@@ -18,13 +18,13 @@ use crate::{
     emit::{self, Ring},
     kernel::{self, Ptr, arg, current, current_id, load},
     maps::{SCRATCH_LEN, Touch, offset, setting, syscall_class},
-    path, watched,
+    open::{self, FMODE_WRITE, Reporter},
+    watched,
 };
 
 const O_ACCMODE: u64 = 0o3;
 const O_CREAT: u64 = 0o100;
 const O_TRUNC: u64 = 0o1000;
-const FMODE_WRITE: u32 = 1 << 1;
 /// The open made the file. Since 4.19.
 const FMODE_CREATED: u32 = 1 << 20;
 /// `thread_info.status`: the current system call is a 32-bit one.
@@ -107,13 +107,18 @@ fn dispatch(regs: Ptr, ret: i64, number: usize, native: u8, compat: u8) {
     // One call of each reporter: the verifier follows every call on its own.
     let written = class == class::WRITE_FD0 || class == class::WRITE_FD2;
     let tracked = written && !changed && setting(setting::TRACK_WRITES) != 0;
-    if tracked || matches!(class, class::OPEN | class::OPENAT | class::CREAT | class::OPENAT2) {
+    let opened = setting(setting::WRITES_ONLY) == 0
+        && matches!(class, class::OPEN | class::OPENAT | class::CREAT | class::OPENAT2);
+    if tracked || opened {
         let (kind, fd) = match class {
             class::WRITE_FD0 => (kind::WRITE, call.arg(0)),
             class::WRITE_FD2 => (kind::WRITE, call.arg(2)),
             _ => (kind::OPEN, ret as u64),
         };
         open(task, &call, kind, fd as u32);
+        return;
+    }
+    if setting(setting::WRITES_ONLY) != 0 {
         return;
     }
     let mount = class == class::MOUNT || class == class::MOVE_MOUNT;
@@ -126,7 +131,6 @@ fn dispatch(regs: Ptr, ret: i64, number: usize, native: u8, compat: u8) {
 /// Reports a descriptor whose file is watched: one just opened for writing, or one just written through.
 #[inline(always)]
 fn open(task: Ptr, call: &Call, kind: u16, fd: u32) {
-    const BODY: usize = size_of::<Open>();
     let file = kernel::file_of(task, fd);
     let mode: u32 = file.read(offset!(file_mode));
     if mode & (FMODE_WRITE | FMODE_CREATED) == 0 {
@@ -141,34 +145,19 @@ fn open(task: Ptr, call: &Call, kind: u16, fd: u32) {
             return;
         }
     }
-    let Some(found) = watched::file(file) else { return };
-    let Some(scratch) = emit::scratch(hook::SYS_EXIT) else { return };
-    let record = scratch.cast::<Open>();
-    kernel::header(record.cast(), kind, hook::SYS_EXIT, task);
-    // SAFETY: `record` lies in this hook's scratch slot.
-    let path = unsafe { path::Length::new(&raw mut (*record).path_len) };
-    let flags = path::write(file, scratch.cast(), BODY, path);
-    // SAFETY: the slot is longer than the body.
-    unsafe {
-        (*record).ino = found.key.ino;
-        (*record).parent_ino = found.parent_ino;
-        (*record).dev = found.key.dev;
-        (*record).syscall = call.number;
-        (*record).mode = mode;
-        (*record).open_flags = file.read(offset!(file_flags));
-        (*record).watch = found.watch;
-        (*record).flags = flags;
-        (*record).zero = [0; 6];
-    }
-    let ring = if found.watch == watch::SUBTREE { Ring::ContextNow } else { Ring::Alerting };
-    emit::scratched(ring, hook::SYS_EXIT, scratch, BODY + path.get());
+    open::report(
+        task,
+        file,
+        mode,
+        &Reporter { kind, hook: hook::SYS_EXIT, slot: scratch::SYSCALL_OPEN, syscall: call.number },
+    );
 }
 
 /// Reports a call with the paths that it was given.
 #[inline(always)]
 fn paths(task: Ptr, call: &Call, touch: Touch, ring: Ring) {
     const BODY: usize = size_of::<PathCall>();
-    let Some(scratch) = emit::scratch(hook::PATHS_SCRATCH) else { return };
+    let Some(scratch) = emit::scratch(scratch::SYSCALL_PATHS) else { return };
     let record = scratch.cast::<PathCall>();
     kernel::header(record.cast(), kind::PATH, hook::SYS_EXIT, task);
     let (first, second) = match call.class {

@@ -7,7 +7,11 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::{
     doctor, drill, run,
     sink::{Format, Stdout},
-    source::{kernel, kubelet::Discovery, live},
+    source::{
+        kernel::{self, hooks::Backend},
+        kubelet::Discovery,
+        live,
+    },
 };
 
 const AFTER_HELP: &str = "\
@@ -55,9 +59,36 @@ pub struct Source {
     /// Do not attach the hook called NAME (as in `detector doctor`); may be given several times
     #[arg(long = "without-hook", value_name = "NAME", value_parser = hook_name)]
     pub without_hooks: Vec<String>,
+    /// See acts by this backend only [default: the best that this kernel lets attach]
+    #[arg(long, value_name = "BACKEND")]
+    pub hooks: Option<Hooks>,
     /// The node's name in alerts [default: the host's name]
     #[arg(long, value_name = "NAME")]
     pub node_name: Option<String>,
+}
+
+/// How acts are seen.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Hooks {
+    /// BPF LSM programs
+    Lsm,
+    /// Trampolines on the security_* functions
+    Fentry,
+    /// Breakpoints on the same functions
+    Kprobe,
+    /// The ends of system calls
+    Tracepoint,
+}
+
+impl From<Hooks> for Backend {
+    fn from(hooks: Hooks) -> Self {
+        match hooks {
+            Hooks::Lsm => Self::Lsm,
+            Hooks::Fentry => Self::Fentry,
+            Hooks::Kprobe => Self::Kprobe,
+            Hooks::Tracepoint => Self::Tracepoint,
+        }
+    }
 }
 
 #[derive(Args, Debug)]
@@ -110,7 +141,11 @@ impl Source {
     #[must_use]
     pub fn options(&self) -> live::Options {
         live::Options {
-            kernel: kernel::Options { btf: self.btf.clone(), without: self.without_hooks.clone() },
+            kernel: kernel::Options {
+                btf: self.btf.clone(),
+                without: self.without_hooks.clone(),
+                backend: self.hooks.map(Into::into),
+            },
             discovery: Discovery {
                 explicit: self.manifest_dirs.clone(),
                 defaults: !self.no_default_dirs,
@@ -132,6 +167,9 @@ impl Source {
         }
         for hook in &self.without_hooks {
             add("--without-hook", hook.as_ref());
+        }
+        if let Some(hooks) = self.hooks {
+            add("--hooks", Backend::from(hooks).name().as_ref());
         }
         if let Some(btf) = &self.btf {
             add("--btf", btf.as_os_str());

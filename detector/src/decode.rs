@@ -15,8 +15,12 @@ pub enum Event {
     Open(Open),
     /// Written through a descriptor older than the watch.
     Write(Open),
+    /// Mapped so that it can be written.
+    Map(Open),
     Change(wire::Change),
     Path(PathCall),
+    /// A security hook: about to happen.
+    Entry(Entry),
     IoUring(wire::IoUring),
     Cgroup {
         event: wire::Cgroup,
@@ -39,6 +43,25 @@ pub struct Open {
     pub event: wire::Open,
     /// Path of the file in the acting task's mount namespace.
     pub path: String,
+}
+
+/// An act on a directory entry, an attribute or a mount point, which a security hook was asked about. Which of them
+/// `header.hook` says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    pub header: wire::Header,
+    /// What the entry leads to, or the mount point; 0 when there is nothing yet.
+    pub ino: u64,
+    pub dir_ino: u64,
+    /// Renames: what stands at the new name.
+    pub to_ino: u64,
+    /// Renames and links: the directory of the new name.
+    pub to_dir_ino: u64,
+    pub dev: u32,
+    /// Flags of the watched inodes that matched.
+    pub watch: u32,
+    /// Name of the entry, or what is mounted; then the new name, a link's target, or the mount point's name.
+    pub names: [String; 2],
 }
 
 /// A path system call with its arguments.
@@ -70,7 +93,8 @@ impl Event {
             Self::Exec(e) => &e.event.header,
             Self::Fork(e) => &e.header,
             Self::Exit(e) => &e.header,
-            Self::Open(e) | Self::Write(e) => &e.event.header,
+            Self::Open(e) | Self::Write(e) | Self::Map(e) => &e.event.header,
+            Self::Entry(e) => &e.header,
             Self::Change(e) => &e.header,
             Self::Path(e) => &e.event.header,
             Self::IoUring(e) => &e.header,
@@ -111,12 +135,22 @@ pub fn event(raw: &[u8]) -> Result<Event, DecodeError> {
         }
         kind::FORK => Ok(Event::Fork(fixed(raw, kind)?.0)),
         kind::EXIT => Ok(Event::Exit(fixed(raw, kind)?.0)),
-        kind::OPEN | kind::WRITE => {
+        kind::OPEN | kind::WRITE | kind::MAP => {
             let (event, rest) = fixed::<wire::Open>(raw, kind)?;
             let (path, _) = tail(rest, event.path_len, kind)?;
             let path = walked_path(path, event.flags & wire::PATH_TRUNCATED != 0);
             let open = Open { event, path };
-            Ok(if kind == kind::OPEN { Event::Open(open) } else { Event::Write(open) })
+            Ok(match kind {
+                kind::OPEN => Event::Open(open),
+                kind::WRITE => Event::Write(open),
+                _ => Event::Map(open),
+            })
+        }
+        kind::ENTRY => {
+            let (event, _) = fixed::<wire::Entry>(raw, kind)?;
+            let wire::Entry { header, ino, dir_ino, to_ino, to_dir_ino, dev, watch, names, .. } = event;
+            let names = names.each_ref().map(|name| c_string(name));
+            Ok(Event::Entry(Entry { header, ino, dir_ino, to_ino, to_dir_ino, dev, watch, names }))
         }
         kind::CHANGE => Ok(Event::Change(fixed(raw, kind)?.0)),
         kind::PATH => {
@@ -149,6 +183,21 @@ pub fn hook_name(hook: u16) -> &'static str {
         hook::CTIME_SKIP => "inode-change-repeat",
         hook::IO_URING_SUBMIT => "io_uring",
         hook::CGROUP_MKDIR => "cgroup",
+        hook::FILE_OPEN => "file-open",
+        hook::INODE_CREATE => "inode-create",
+        hook::INODE_LINK => "inode-link",
+        hook::INODE_SYMLINK => "inode-symlink",
+        hook::INODE_UNLINK => "inode-unlink",
+        hook::INODE_MKDIR => "inode-mkdir",
+        hook::INODE_RMDIR => "inode-rmdir",
+        hook::INODE_MKNOD => "inode-mknod",
+        hook::INODE_RENAME => "inode-rename",
+        hook::INODE_SETATTR => "inode-attributes",
+        hook::SB_MOUNT => "mount",
+        hook::MOVE_MOUNT => "move-mount",
+        hook::SB_UMOUNT => "umount",
+        hook::PIVOT_ROOT => "pivot-root",
+        hook::MMAP_FILE => "mmap",
         _ => "unknown",
     }
 }
@@ -211,6 +260,7 @@ mod tests {
             testing::change(child, FILE, 1),
             testing::rename(child, Some(InodeKey { dev: 1, ino: 2 }), "a", "/b"),
             testing::io_uring(child),
+            testing::entry(child, wire::hook::INODE_RENAME, [FILE, DIR], ["a", "b"]),
             testing::cgroup(child, 9, "/kubepods/x"),
         ]
     }
@@ -227,7 +277,9 @@ mod tests {
         assert_eq!(open.path, "/etc/kubernetes/manifests/a.yaml");
         let Event::Path(call) = &events[5] else { panic!("{events:?}") };
         assert_eq!(call.paths, ["a", "/b"]);
-        let Event::Cgroup { event, path } = &events[7] else { panic!("{events:?}") };
+        let Event::Entry(entry) = &events[7] else { panic!("{events:?}") };
+        assert_eq!((entry.ino, entry.dir_ino, &entry.names), (FILE.ino, DIR.ino, &["a".to_owned(), "b".to_owned()]));
+        let Event::Cgroup { event, path } = &events[8] else { panic!("{events:?}") };
         assert_eq!((event.id, path.as_str()), (9, "/kubepods/x"));
     }
 
@@ -261,7 +313,7 @@ mod tests {
     fn any_bytes_are_an_event_or_an_error() {
         let mut noise = Noise(1);
         for round in 0..20_000_u64 {
-            let mut raw = every_kind()[usize::try_from(round % 8).unwrap()].to_vec();
+            let mut raw = every_kind()[usize::try_from(round % 9).unwrap()].to_vec();
             for _ in 0..1 + round % 5 {
                 let at = usize::try_from(noise.next()).unwrap() % raw.len();
                 raw[at] = noise.next().to_le_bytes()[0];

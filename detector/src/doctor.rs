@@ -6,7 +6,7 @@ use crate::{
     escape::escape,
     record::{Body, DirState, HookState, Watched},
     source::{
-        kernel::{Kernel, btf, hooks::HOOKS, hooks::Hook, hooks::PRECISE},
+        kernel::{Kernel, btf, hooks::HOOKS, hooks::Hook},
         live::Options,
         manifest::View,
         proc,
@@ -26,19 +26,19 @@ pub fn doctor(options: &Options) -> anyhow::Result<ExitCode> {
     writeln!(report, "\nHooks")?;
     match &attached {
         Ok(kernel) => {
-            for (hook, state) in HOOKS.iter().zip(kernel.hooks()) {
+            for state in kernel.hooks() {
+                let hook = HOOKS.iter().find(|hook| hook.name == state.name);
                 hook_line(&mut report, hook, state)?;
                 if state.backend.is_none() {
-                    let told = if hook.required { &mut problems } else { &mut notes };
-                    let consequence = format!("without {}: {}", hook.name, hook.without);
+                    let told = if state.required { &mut problems } else { &mut notes };
+                    let without = hook.map_or("acts are seen at the ends of system calls", |hook| hook.without);
+                    let consequence = format!("without {}: {without}", state.name);
                     if !told.contains(&consequence) {
                         told.push(consequence);
                     }
                 }
             }
-            let precise = PRECISE.iter().all(|number| {
-                HOOKS.iter().zip(kernel.hooks()).any(|(hook, state)| hook.number == *number && state.backend.is_some())
-            });
+            let precise = kernel.is_precise();
             if precise {
                 notes.push(
                     "every change of a watched inode is seen as it happens, by whatever means, with its process"
@@ -111,18 +111,16 @@ fn watched(options: &Options) -> Watched {
         .unwrap_or_default()
 }
 
-fn hook_line(report: &mut String, hook: &Hook, state: &HookState) -> std::fmt::Result {
-    let needed = if hook.required { " (required)" } else { "" };
-    match &state.backend {
-        Some(backend) => {
-            writeln!(report, "  {:<10} {:<22} {backend} {}{needed}", "ok", hook.name, hook.tracepoint)
-        }
-        None => {
-            let reason = state.reason.as_deref().unwrap_or("not attached");
-            let mark = if hook.required { "MISSING" } else { "absent" };
-            writeln!(report, "  {mark:<10} {:<22} {}{needed}", hook.name, escape(reason))
-        }
-    }
+fn hook_line(report: &mut String, hook: Option<&Hook>, state: &HookState) -> std::fmt::Result {
+    let needed = if state.required { " (required)" } else { "" };
+    let Some(backend) = &state.backend else {
+        let reason = state.reason.as_deref().unwrap_or("not attached");
+        let mark = if state.required { "MISSING" } else { "absent" };
+        return writeln!(report, "  {mark:<10} {:<22} {}{needed}", state.name, escape(reason));
+    };
+    let attached = hook.and_then(|hook| hook.attach.iter().find(|attach| attach.backend.name() == backend));
+    let target = attached.map_or("", |attach| attach.target);
+    writeln!(report, "  {:<10} {:<22} {backend} {target}{needed}", "ok", state.name)
 }
 
 /// The facts of the host that decide what can be attached.

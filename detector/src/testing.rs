@@ -135,6 +135,28 @@ pub fn rename(actor: Actor, touched: Option<InodeKey>, from: &str, to: &str) -> 
     raw(&event, &paths.concat())
 }
 
+/// An act that a security hook was asked about: on `file` in `dir`, and for renames and links also to `dir`.
+pub fn entry(actor: Actor, hook: u16, [file, dir]: [InodeKey; 2], names: [&str; 2]) -> Bytes {
+    let name = |text: &str| {
+        let mut name = [0; wire::NAME_MAX];
+        name[..text.len()].copy_from_slice(text.as_bytes());
+        name
+    };
+    let event = wire::Entry {
+        header: actor.header(kind::ENTRY, hook),
+        ino: file.ino,
+        dir_ino: dir.ino,
+        to_ino: 0,
+        to_dir_ino: dir.ino,
+        dev: dir.dev,
+        watch: watch::DIR,
+        flags: 0,
+        zero: 0,
+        names: names.map(name),
+    };
+    raw(&event, &[])
+}
+
 pub fn io_uring(actor: Actor) -> Bytes {
     raw(&wire::IoUring { header: actor.header(kind::IO_URING, hook::IO_URING_SUBMIT), opcode: 18, zero: 0 }, &[])
 }

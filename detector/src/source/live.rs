@@ -2,13 +2,13 @@
 
 use std::{path::Path, time::Duration};
 
-use detector_common::{kind, syscall};
+use detector_common::{hook, kind, syscall};
 
 use crate::{
     decode::{self, Event},
     record::{Body, BootNs, Record},
     source::{
-        kernel::{self, Kernel, KernelError, Raw, hooks::HOOKS, hooks::PRECISE},
+        kernel::{self, Kernel, KernelError, Raw},
         kubelet::Discovery,
         manifest::{Batch, Trigger, TriggerKind, View},
         proc,
@@ -41,8 +41,6 @@ pub enum LiveError {
 pub struct Live {
     kernel: Kernel,
     view: View,
-    /// The kernel reports exactly the path calls that touched something watched.
-    precise: bool,
     seq: u64,
     raws: Vec<Raw>,
     warnings: Vec<String>,
@@ -59,13 +57,9 @@ impl Live {
     /// When the kernel source cannot start at all, or `/proc` cannot be read.
     pub fn start(options: &Options, out: &mut Vec<Record>) -> Result<Self, LiveError> {
         let kernel = Kernel::attach(&options.kernel)?;
-        let precise = PRECISE.iter().all(|number| {
-            HOOKS.iter().zip(kernel.hooks()).any(|(hook, state)| hook.number == *number && state.backend.is_some())
-        });
         let now = proc::now();
         let mut live = Self {
             view: View::new(options.discovery.clone()),
-            precise,
             seq: 0,
             raws: Vec::new(),
             warnings: Vec::new(),
@@ -152,7 +146,7 @@ impl Live {
         self.warnings.append(&mut batch.warnings);
         if batch.watch_changed {
             self.kernel.watch(self.view.watch_set(), self.view.depth())?;
-            if !self.precise {
+            if !self.kernel.is_precise() {
                 self.kernel.track_writes(proc::has_writer(self.view.watch_set()))?;
             }
         }
@@ -169,7 +163,7 @@ impl Live {
     /// Triggers the view where a kernel record may mean a change of what kubelet reads.
     fn notice(&mut self, raw: &Raw, now: BootNs) {
         let Ok(header) = decode::header(&raw.bytes) else { return };
-        if !matches!(header.kind, kind::EXEC | kind::OPEN | kind::WRITE | kind::CHANGE | kind::PATH | kind::IO_URING) {
+        if matches!(header.kind, kind::FORK | kind::EXIT | kind::CGROUP) {
             return;
         }
         let inode = |dev, ino| (ino != 0).then_some(crate::record::InodeKey { dev, ino });
@@ -180,7 +174,20 @@ impl Live {
                 }
                 return;
             }
-            Ok(Event::Open(open) | Event::Write(open)) => {
+            Ok(Event::Entry(entry)) => {
+                if entry.to_dir_ino != 0 && entry.to_dir_ino != entry.dir_ino {
+                    self.view.trigger(
+                        Trigger { inode: inode(entry.dev, entry.to_dir_ino), kind: TriggerKind::Pending },
+                        now,
+                    );
+                }
+                let at = if entry.dir_ino != 0 { entry.dir_ino } else { entry.ino };
+                if entry.header.hook == hook::INODE_SETATTR {
+                    self.view.trigger(Trigger { inode: inode(entry.dev, entry.ino), kind: TriggerKind::Writing }, now);
+                }
+                Trigger { inode: inode(entry.dev, at), kind: TriggerKind::Pending }
+            }
+            Ok(Event::Open(open) | Event::Write(open) | Event::Map(open)) => {
                 Trigger { inode: inode(open.event.dev, open.event.ino), kind: TriggerKind::Writing }
             }
             Ok(Event::Change(change)) => Trigger { inode: inode(change.dev, change.ino), kind: TriggerKind::Writing },

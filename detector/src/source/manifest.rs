@@ -31,6 +31,10 @@ const CONFIG_SETTLE: u64 = 20 * MS;
 /// Pause after a scan, in nanoseconds for each entry: a flood of triggers must not keep the agent busy scanning.
 const PAUSE_PER_ENTRY: u64 = 2_000;
 
+/// Nanoseconds after an act that is about to happen at which its effect is looked for. A hook comes before its act, by
+/// microseconds unless the machine is busy; what comes later than the last look, the slow timer finds.
+const PENDING: [u64; 6] = [MS / 5, MS, 4 * MS, 20 * MS, 100 * MS, 300 * MS];
+
 /// Most directories that are remembered after their kubelet went away.
 const MAX_RETIRED: usize = 8;
 
@@ -51,6 +55,8 @@ pub struct View {
     /// Files to read again even if their times are unchanged.
     dirty: BTreeSet<InodeKey>,
     scan_at: Option<BootNs>,
+    /// When an act was last about to happen, and how often its effect was looked for since.
+    pending: Option<(BootNs, usize)>,
     slow_at: BootNs,
     discover_at: BootNs,
     /// No scan before this.
@@ -81,6 +87,8 @@ pub struct Trigger {
 pub enum TriggerKind {
     /// Complete when seen: rename, link, symlink, unlink.
     Atomic,
+    /// About to happen, a moment after it was seen: the effect is looked for several times.
+    Pending,
     /// The content may still be being written.
     Writing,
     /// A mount or unmount.
@@ -100,6 +108,7 @@ impl View {
             holds: Holds::default(),
             dirty: BTreeSet::new(),
             scan_at: None,
+            pending: None,
             slow_at: BootNs(0),
             discover_at: BootNs(0),
             floor: BootNs(0),
@@ -120,7 +129,10 @@ impl View {
     /// Takes note of an act. Nothing is read before the next [`View::poll`].
     pub fn trigger(&mut self, trigger: Trigger, now: BootNs) {
         if trigger.inode.is_some_and(|inode| self.config.contains(&inode)) {
-            let wait = if trigger.kind == TriggerKind::Writing { CONFIG_SETTLE } else { 0 };
+            let wait = match trigger.kind {
+                TriggerKind::Writing | TriggerKind::Pending => CONFIG_SETTLE,
+                TriggerKind::Atomic | TriggerKind::Mount => 0,
+            };
             self.discover_at = self.discover_at.min(after(now, wait));
         }
         if trigger.kind == TriggerKind::Writing {
@@ -131,6 +143,10 @@ impl View {
             && self.dirty.len() < MAX_DIRTY
         {
             self.dirty.insert(inode);
+        }
+        if trigger.kind == TriggerKind::Pending {
+            self.pending = Some((now, 0));
+            return;
         }
         self.scan_at = Some(self.scan_at.map_or(now, |at| at.min(now)));
     }
@@ -144,7 +160,8 @@ impl View {
     #[must_use]
     pub fn deadline(&self) -> BootNs {
         let settled = self.dirs.iter().filter_map(Dir::due).min();
-        [self.scan_at, self.holds.due(), settled]
+        let pending = self.pending.map(|(seen, looks)| after(seen, PENDING[looks]));
+        [self.scan_at, pending, self.holds.due(), settled]
             .into_iter()
             .flatten()
             .fold(self.slow_at.min(self.discover_at), BootNs::min)
@@ -214,6 +231,10 @@ impl View {
             }
         }
         self.scan_at = None;
+        self.pending = self.pending.and_then(|(seen, looks)| {
+            let next = PENDING.iter().skip(looks).position(|wait| now < after(seen, *wait));
+            next.map(|further| (seen, looks + further))
+        });
         if slow {
             self.slow_at = after(now, SLOW_SCAN);
         }
@@ -382,6 +403,18 @@ mod tests {
         let removed = one(bench.after_act());
         assert_eq!((removed.change, removed.after), (ChangeKind::Removed, None));
         assert_eq!(bench.within(3_000), []);
+    }
+
+    #[test]
+    fn what_is_about_to_happen_is_looked_for_until_it_has() {
+        for late in [0, 3, 50, 250] {
+            let (mut bench, _) = Bench::new(|dir| fs::create_dir(dir).unwrap());
+            bench.now = after(bench.now, 10 * MS);
+            bench.view.trigger(Trigger { inode: None, kind: TriggerKind::Pending }, bench.now);
+            assert_eq!(bench.within(late), []);
+            fs::write(bench.path("a.yaml"), POD).unwrap();
+            assert_eq!(one(bench.within(320 - late)).change, ChangeKind::Added, "{late} ms late");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use detector_common::{self as wire, syscall, watch};
+use detector_common::{self as wire, hook, syscall, watch};
 
 use crate::{
     alert::Evidence,
@@ -27,6 +27,8 @@ pub struct Act {
     pub hook: &'static str,
     pub detail: String,
     what: What,
+    /// Seen before it happened.
+    early: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -51,6 +53,14 @@ enum What {
     Done {
         inode: InodeKey,
     },
+    /// An entry of a directory, before the act: what it leads to and what stands at a rename's new name, the directories of
+    /// both names, and the names.
+    Entry {
+        inodes: [InodeKey; 2],
+        dirs: [InodeKey; 2],
+        watch: u32,
+        names: [String; 2],
+    },
     /// A mount or unmount, with the last component of the path that it happened to.
     Mount {
         onto: String,
@@ -66,19 +76,27 @@ const CONFIGURED_NS: u64 = 6_000_000_000;
 /// How long after a mount what is found in the new place is explained by it, in ns: what is written there before the agent
 /// knows its inodes is seen by no hook.
 const MOUNTED_NS: u64 = 2_000_000_000;
+/// How long the effect of an act that was seen before it happened may take to show, in ns.
+const EARLY_NS: u64 = 400_000_000;
+/// Most files opened for writing that are remembered for longer than [`KEEP_NS`]: their descriptors may still be open.
+const OPENED_MAX: usize = 512;
 /// Below this an act is too old to be more than an open descriptor.
 const OLD: Score = 20;
 
 /// Acts, oldest first.
 #[derive(Debug, Default)]
-pub struct Acts(VecDeque<Act>);
+pub struct Acts {
+    recent: VecDeque<Act>,
+    /// Files opened for writing, longer ago.
+    opened: VecDeque<Act>,
+}
 
 impl Acts {
     /// Remembers what may be an act.
     pub fn observe(&mut self, record: &Record, event: &Event) {
         let Some((kind, what, detail)) = act(event) else { return };
         let header = event.header();
-        self.0.push_back(Act {
+        self.recent.push_back(Act {
             seq: record.seq,
             time: record.time,
             process: ProcessKey::from_ns(header.tgid, header.start_ns),
@@ -86,18 +104,28 @@ impl Acts {
             hook: hook_name(header.hook),
             detail,
             what,
+            early: matches!(event, Event::Entry(_)),
         });
-        while self.0.len() > MAX
-            || self.0.front().is_some_and(|first| record.time.0.saturating_sub(first.time.0) > KEEP_NS)
+        while self.recent.len() > MAX
+            || self.recent.front().is_some_and(|first| record.time.0.saturating_sub(first.time.0) > KEEP_NS)
         {
-            self.0.pop_front();
+            let Some(first) = self.recent.pop_front() else { break };
+            if matches!(first.what, What::File { .. }) {
+                self.opened.push_back(first);
+            }
         }
+        while self.opened.len() > OPENED_MAX {
+            self.opened.pop_front();
+        }
+    }
+
+    fn all(&self) -> impl DoubleEndedIterator<Item = &Act> {
+        self.opened.iter().chain(&self.recent)
     }
 
     /// The act that explains the change best, of those since the old state was last seen.
     pub fn behind(&self, change: &ManifestChange, found: BootNs) -> Option<&Act> {
-        self.0
-            .iter()
+        self.all()
             .filter_map(|act| Some((self.score(act, change, found)?, act)))
             .max_by_key(|(score, act)| (*score, act.time, act.seq))
             .map(|(_, act)| act)
@@ -106,10 +134,10 @@ impl Acts {
     /// The last act on a configuration file of kubelet.
     pub fn on_configuration(&self, file: &str, found: BootNs) -> Option<&Act> {
         let name = base(file);
-        self.0.iter().rev().find(|act| {
+        self.all().rev().find(|act| {
             let named = match &act.what {
                 What::File { name: acted_on, .. } => acted_on == name,
-                What::Path { names, .. } => names.iter().any(|acted_on| acted_on == name),
+                What::Path { names, .. } | What::Entry { names, .. } => names.iter().any(|acted_on| acted_on == name),
                 What::Mount { onto } => onto == name,
                 _ => false,
             };
@@ -120,7 +148,7 @@ impl Acts {
     /// Records behind a change: those of the process that did it, then a note of each other process that acted too.
     pub fn evidence(&self, chosen: Option<&Act>, change: &ManifestChange, found: BootNs) -> Vec<Evidence> {
         let Some(chosen) = chosen else { return Vec::new() };
-        let scored: Vec<_> = self.0.iter().filter(|act| self.score(act, change, found).is_some()).collect();
+        let scored: Vec<_> = self.all().filter(|act| self.score(act, change, found).is_some()).collect();
         let own = scored.iter().filter(|act| act.process == chosen.process);
         let count = own.clone().count();
         let note = if chosen.time <= change.since { ", and held open since" } else { "" };
@@ -147,6 +175,9 @@ impl Acts {
         if act.time > change.since {
             return Some(score);
         }
+        if act.early && score >= OLD && act.time.0.saturating_add(EARLY_NS) > change.since.0 {
+            return Some(score);
+        }
         if let What::Mount { onto } = &act.what {
             return (onto == base(&change.dir) && found.0.saturating_sub(act.time.0) < MOUNTED_NS).then_some(OLD);
         }
@@ -167,6 +198,13 @@ fn explains(what: &What, change: &ManifestChange) -> Option<Score> {
         What::File { inode, .. } if is_file(inode) => Some(100),
         What::Done { inode } if is_file(inode) => Some(100),
         What::Path { inode: Some(inode), .. } if is_file(inode) => Some(99),
+        What::Entry { inodes, .. } if inodes.iter().any(is_file) => Some(98),
+        What::Entry { dirs, names, .. } if dirs.iter().any(is_dir) && names.iter().any(|name| named(name)) => Some(95),
+        What::Entry { inodes, .. } if inodes.iter().any(is_dir) => Some(90),
+        What::Entry { dirs, .. } if dirs.iter().any(is_dir) => Some(60),
+        What::Entry { watch, names, .. } if watch & watch::ANCESTOR != 0 => {
+            Some(if names.iter().any(|name| name == dir_name) { 48 } else { 35 })
+        }
         What::Change { inode } if is_file(inode) => Some(97),
         What::File { dir, name, .. } if is_dir(dir) && named(name) => Some(95),
         What::Path { inode, names, .. } if names.iter().any(|name| named(name)) => {
@@ -198,6 +236,8 @@ fn act(event: &Event) -> Option<(&'static str, What, String)> {
             let of = if change.watch & watch::FILE != 0 { "a manifest" } else { "the directory" };
             ("change", What::Change { inode }, format!("{of} changed (inode {})", change.ino))
         }
+        Event::Map(open) => ("map", file(open), format!("mapped for writing: {}", shown(&open.path))),
+        Event::Entry(entry) => return Some(entry_act(entry)),
         Event::Path(path) => return Some(path_act(path)),
         Event::IoUring(ring) => ("io_uring", What::IoUring, format!("io_uring request {}", ring.opcode)),
         Event::Exec(_) | Event::Fork(_) | Event::Exit(_) | Event::Cgroup { .. } => return None,
@@ -229,7 +269,31 @@ fn onto([first, second]: [String; 2]) -> String {
     if second.is_empty() { first } else { second }
 }
 
+fn entry_act(entry: &decode::Entry) -> (&'static str, What, String) {
+    let key = |ino| InodeKey { dev: if ino == 0 { 0 } else { entry.dev }, ino };
+    let hook = hook_name(entry.header.hook);
+    let names: Vec<_> = entry.names.iter().filter(|name| !name.is_empty()).map(|name| shown(name)).collect();
+    let detail = format!("{hook} {}", names.join(" -> "));
+    match entry.header.hook {
+        hook::SB_MOUNT | hook::MOVE_MOUNT | hook::SB_UMOUNT | hook::PIVOT_ROOT => {
+            ("mount", What::Mount { onto: entry.names[1].clone() }, detail)
+        }
+        hook::INODE_SETATTR => ("attributes", What::Done { inode: key(entry.ino) }, detail),
+        _ => {
+            let inodes = [key(entry.ino), key(entry.to_ino)];
+            let dirs = [key(entry.dir_ino), key(entry.to_dir_ino)];
+            // A symbolic link's target is text of any length: its last component is what may be a name here.
+            let names = entry.names.each_ref().map(|name| base(name).to_owned());
+            ("entry", What::Entry { inodes, dirs, watch: entry.watch, names }, detail)
+        }
+    }
+}
+
 fn call(number: u32, compat: bool) -> String {
+    // A security hook sees the file, not the call.
+    if number == u32::MAX {
+        return "opened".to_owned();
+    }
     decode::syscall_name(number, compat).map_or_else(|| format!("system call {number}"), str::to_owned)
 }
 

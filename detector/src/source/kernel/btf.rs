@@ -58,20 +58,83 @@ pub fn read(path: &Path) -> Result<Vec<u8>, BtfError> {
     Ok(bytes)
 }
 
-/// Resolves every field of [`KernelOffsets`]; those that this kernel does not have stay `MISSING`.
-///
-/// # Errors
-/// When the bytes do not parse as BTF.
-pub fn offsets(path: &Path, bytes: &[u8]) -> Result<KernelOffsets, BtfError> {
-    let btf = Btf::from_bytes(bytes).map_err(|error| BtfError::Parse { path: path.display().to_string(), error })?;
-    let mut offsets = KernelOffsets::NONE;
-    for (index, (_, name, members)) in KernelOffsets::FIELDS.iter().enumerate() {
-        let resolved = structure(&btf, name).and_then(|of| member_path(&btf, of, members));
-        if let (Some(offset), Some(field)) = (resolved, offsets.field_mut(index)) {
-            *field = offset;
+/// The running kernel's types, parsed.
+pub struct Types(Btf);
+
+impl Types {
+    /// Parses what [`read`] gave.
+    ///
+    /// # Errors
+    /// When the bytes do not parse as BTF.
+    pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self, BtfError> {
+        let parsed = Btf::from_bytes(bytes);
+        parsed.map(Self).map_err(|error| BtfError::Parse { path: path.display().to_string(), error })
+    }
+
+    /// Resolves every field of [`KernelOffsets`]; those that this kernel does not have stay `MISSING`.
+    #[must_use]
+    pub fn offsets(&self) -> KernelOffsets {
+        let mut offsets = KernelOffsets::NONE;
+        for (index, (_, name, members)) in KernelOffsets::FIELDS.iter().enumerate() {
+            let resolved = structure(&self.0, name).and_then(|of| member_path(&self.0, of, members));
+            if let (Some(offset), Some(field)) = (resolved, offsets.field_mut(index)) {
+                *field = offset;
+            }
+        }
+        offsets
+    }
+
+    /// Parameters of a kernel function: for each the structure that it points to, empty for anything else. `None` when
+    /// the kernel has no such function.
+    #[must_use]
+    pub fn function(&self, name: &str) -> Option<Vec<String>> {
+        self.0.resolve_types_by_name(name).ok()?.into_iter().find_map(|found| match found {
+            Type::Func(function) => match self.0.resolve_chained_type(&function).ok()? {
+                Type::FuncProto(prototype) => Some(self.parameters(&prototype)),
+                _ => None,
+            },
+            _ => None,
+        })
+    }
+
+    /// The same for a tracepoint, whose prototype is that of `btf_trace_<name>` without the first parameter.
+    #[must_use]
+    pub fn tracepoint(&self, name: &str) -> Option<Vec<String>> {
+        let found = self.0.resolve_types_by_name(&format!("btf_trace_{name}")).ok()?.into_iter().next()?;
+        match self.behind(found)? {
+            Type::FuncProto(prototype) => {
+                Some(self.parameters(&prototype).split_off(1.min(prototype.parameters.len())))
+            }
+            _ => None,
         }
     }
-    Ok(offsets)
+
+    fn parameters(&self, prototype: &btf_rs::FuncProto) -> Vec<String> {
+        let pointed = |parameter: &btf_rs::Parameter| match self
+            .behind(self.0.resolve_type_by_id(parameter.get_type_id()?).ok()?)?
+        {
+            Type::Struct(structure) => self.0.resolve_name(&structure).ok(),
+            _ => None,
+        };
+        prototype.parameters.iter().map(|parameter| pointed(parameter).unwrap_or_default()).collect()
+    }
+
+    /// The type behind pointers, qualifiers and typedefs.
+    fn behind(&self, mut found: Type) -> Option<Type> {
+        for _ in 0..8 {
+            match found {
+                Type::Ptr(_) | Type::Const(_) | Type::Volatile(_) | Type::Restrict(_) | Type::Typedef(_) => {
+                    let id = found.as_btf_type()?.get_type_id()?;
+                    if id == 0 {
+                        return None;
+                    }
+                    found = self.0.resolve_type_by_id(id).ok()?;
+                }
+                other => return Some(other),
+            }
+        }
+        None
+    }
 }
 
 fn structure(btf: &Btf, name: &str) -> Option<Struct> {
@@ -131,7 +194,7 @@ mod tests {
     #[test]
     fn the_running_kernel_has_every_field_that_a_required_hook_needs() {
         let path = Path::new(VMLINUX);
-        let offsets = offsets(path, &read(path).unwrap()).unwrap();
+        let offsets = Types::parse(path, &read(path).unwrap()).unwrap().offsets();
         for hook in crate::source::kernel::hooks::HOOKS.iter().filter(|hook| hook.required) {
             for field in hook.needs {
                 assert_ne!(offsets.get(field), Some(KernelOffsets::MISSING), "{field}, for {}", hook.name);
@@ -161,8 +224,18 @@ mod tests {
             }
         }
         // Whatever parses must still not be believed to have all fields, or be refused.
-        if let Ok(offsets) = offsets(path, &bytes) {
-            assert_eq!(offsets.task_tgid, KernelOffsets::MISSING);
+        if let Ok(types) = Types::parse(path, &bytes) {
+            assert_eq!(types.offsets().task_tgid, KernelOffsets::MISSING);
         }
+    }
+
+    #[test]
+    fn prototypes_are_those_of_the_running_kernel() {
+        let path = Path::new(VMLINUX);
+        let types = Types::parse(path, &read(path).unwrap()).unwrap();
+        assert_eq!(types.function("security_file_open").unwrap(), ["file"]);
+        assert_eq!(types.function("security_inode_link").unwrap(), ["dentry", "inode", "dentry"]);
+        assert_eq!(types.tracepoint("sched_process_exec").unwrap(), ["task_struct", "", "linux_binprm"]);
+        assert_eq!(types.function("no_such_function"), None);
     }
 }

@@ -2,34 +2,166 @@
 
 use detector_common::hook;
 
-/// A kernel program and where it attaches.
+/// How a program attaches, best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// BPF LSM, where `bpf` is an active security module.
+    Lsm,
+    /// The entry of the `security_*` function, by a trampoline.
+    Fentry,
+    /// The entry of the same function, by a breakpoint.
+    Kprobe,
+    /// A BTF tracepoint.
+    Tracepoint,
+}
+
+impl Backend {
+    /// As doctor and traces call it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Lsm => "lsm",
+            Self::Fentry => "fentry",
+            Self::Kprobe => "kprobe",
+            Self::Tracepoint => "tracepoint",
+        }
+    }
+}
+
+/// When a hook is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Processes and cgroups: always.
+    Context,
+    /// Changes of inodes: always, where the kernel tells of them.
+    Change,
+    /// Acts as the security modules see them: wherever the kernel lets them attach.
+    Security,
+    /// Acts as system calls complete them: where the security hooks do not attach.
+    Syscall,
+}
+
+/// A program in the object file and where it attaches.
+#[derive(Debug)]
+pub struct Attach {
+    pub backend: Backend,
+    pub program: &'static str,
+    /// Function, LSM hook or tracepoint.
+    pub target: &'static str,
+    /// The first parameters that the program relies on: the structure that each points to, empty for anything else.
+    pub prototype: &'static [&'static str],
+}
+
+/// One behaviour, with the programs that can see it.
 #[derive(Debug)]
 pub struct Hook {
     /// As doctor, traces and alerts call it: [`crate::decode::hook_name`] of `number`.
     pub name: &'static str,
     pub number: u16,
-    /// The program in the object file.
-    pub program: &'static str,
-    /// The tracepoint that it attaches to.
-    pub tracepoint: &'static str,
+    pub role: Role,
+    /// What it reports can raise an alert.
+    pub alerting: bool,
+    /// Best first.
+    pub attach: &'static [Attach],
     /// Without it the main job, to catch who changes a manifest, cannot be done.
     pub required: bool,
-    /// Fields of `KernelOffsets` that it reads, those of every record apart.
+    /// Fields of `KernelOffsets` that it reads.
     pub needs: &'static [&'static str],
     /// What its absence means.
     pub without: &'static str,
 }
 
+/// A security hook's programs. The LSM hook and the function behind fentry and kprobe may differ in their prototypes from
+/// one kernel to the next: whichever fits is taken.
+macro_rules! security {
+    ($($program:literal on $hook:literal $prototype:tt),+) => {
+        &[
+            $(Attach {
+                backend: Backend::Lsm,
+                program: concat!("lsm_", $program),
+                target: $hook,
+                prototype: &$prototype,
+            },)+
+            $(Attach {
+                backend: Backend::Fentry,
+                program: concat!("fentry_", $program),
+                target: concat!("security_", $hook),
+                prototype: &$prototype,
+            },)+
+            $(Attach {
+                backend: Backend::Kprobe,
+                program: concat!("kprobe_", $program),
+                target: concat!("security_", $hook),
+                prototype: &$prototype,
+            },)+
+        ]
+    };
+}
+
+const fn tracepoint(program: &'static str, target: &'static str, prototype: &'static [&'static str]) -> Attach {
+    Attach { backend: Backend::Tracepoint, program, target, prototype }
+}
+
 /// Fields that the header of every record needs.
 const HEADER: [&str; 4] = ["task_leader", "task_start", "task_cred", "cred_uid"];
+
+/// What a hook on a file needs.
+const FILE: &[&str] = &[
+    HEADER[0],
+    HEADER[1],
+    HEADER[2],
+    HEADER[3],
+    "file_mode",
+    "file_inode",
+    "file_mnt",
+    "file_dentry",
+    "inode_ino",
+    "inode_sb",
+    "sb_dev",
+    "dentry_parent",
+    "dentry_inode",
+    "dentry_name",
+];
+
+/// What a hook on a directory entry needs.
+const ENTRY: &[&str] = &[
+    HEADER[0],
+    HEADER[1],
+    HEADER[2],
+    HEADER[3],
+    "inode_ino",
+    "inode_sb",
+    "sb_dev",
+    "dentry_parent",
+    "dentry_inode",
+    "dentry_name",
+    "iattr_valid",
+];
+
+/// What a hook on a mount needs.
+const MOUNTS: &[&str] = &[
+    HEADER[0],
+    HEADER[1],
+    HEADER[2],
+    HEADER[3],
+    "path_dentry",
+    "mount_mnt",
+    "mount_mountpoint",
+    "dentry_inode",
+    "dentry_name",
+    "inode_ino",
+    "inode_sb",
+    "sb_dev",
+];
 
 /// Every hook, in the order of attachment: processes first, so that no act is seen before its process.
 pub const HOOKS: &[Hook] = &[
     Hook {
         name: "fork",
         number: hook::FORK,
-        program: "process_fork",
-        tracepoint: "sched_process_fork",
+        role: Role::Context,
+        alerting: false,
+        attach: &[tracepoint("process_fork", "sched_process_fork", &["task_struct", "task_struct"])],
         required: false,
         needs: &[HEADER[0], HEADER[1], HEADER[2], HEADER[3], "task_tgid", "task_pid", "task_parent"],
         without: "new processes are known from their acts alone: lineage has gaps",
@@ -37,8 +169,9 @@ pub const HOOKS: &[Hook] = &[
     Hook {
         name: "exec",
         number: hook::EXEC,
-        program: "process_exec",
-        tracepoint: "sched_process_exec",
+        role: Role::Context,
+        alerting: false,
+        attach: &[tracepoint("process_exec", "sched_process_exec", &["task_struct", "", "linux_binprm"])],
         required: true,
         needs: &[
             HEADER[0],
@@ -61,8 +194,9 @@ pub const HOOKS: &[Hook] = &[
     Hook {
         name: "exit",
         number: hook::EXIT,
-        program: "process_exit",
-        tracepoint: "sched_process_exit",
+        role: Role::Context,
+        alerting: false,
+        attach: &[tracepoint("process_exit", "sched_process_exit", &["task_struct"])],
         required: false,
         needs: &[HEADER[0], HEADER[1], HEADER[2], HEADER[3], "task_signal", "signal_live"],
         without: "the process table is bounded by its size alone",
@@ -70,8 +204,9 @@ pub const HOOKS: &[Hook] = &[
     Hook {
         name: "cgroup",
         number: hook::CGROUP_MKDIR,
-        program: "cgroup_mkdir",
-        tracepoint: "cgroup_mkdir",
+        role: Role::Context,
+        alerting: false,
+        attach: &[tracepoint("cgroup_mkdir", "cgroup_mkdir", &["cgroup", ""])],
         required: false,
         needs: &["cgroup_kn", "kn_id"],
         without: "processes in containers started from now on are of unknown origin",
@@ -79,8 +214,9 @@ pub const HOOKS: &[Hook] = &[
     Hook {
         name: "inode-change-set",
         number: hook::CTIME_SET,
-        program: "ctime_set",
-        tracepoint: "inode_set_ctime_to_ts",
+        role: Role::Change,
+        alerting: true,
+        attach: &[tracepoint("ctime_set", "inode_set_ctime_to_ts", &["inode"])],
         required: false,
         needs: &["inode_ino", "inode_sb", "sb_dev", "task_flags"],
         without: WITHOUT_CHANGE,
@@ -88,8 +224,9 @@ pub const HOOKS: &[Hook] = &[
     Hook {
         name: "inode-change-exchange",
         number: hook::CTIME_XCHG,
-        program: "ctime_xchg",
-        tracepoint: "ctime_ns_xchg",
+        role: Role::Change,
+        alerting: true,
+        attach: &[tracepoint("ctime_xchg", "ctime_ns_xchg", &["inode"])],
         required: false,
         needs: &["inode_ino", "inode_sb", "sb_dev", "task_flags"],
         without: WITHOUT_CHANGE,
@@ -97,17 +234,189 @@ pub const HOOKS: &[Hook] = &[
     Hook {
         name: "inode-change-repeat",
         number: hook::CTIME_SKIP,
-        program: "ctime_skip",
-        tracepoint: "ctime_xchg_skip",
+        role: Role::Change,
+        alerting: true,
+        attach: &[tracepoint("ctime_skip", "ctime_xchg_skip", &["inode"])],
         required: false,
         needs: &["inode_ino", "inode_sb", "sb_dev", "task_flags"],
         without: WITHOUT_CHANGE,
     },
     Hook {
+        name: "file-open",
+        number: hook::FILE_OPEN,
+        role: Role::Security,
+        alerting: true,
+        attach: security!("file_open" on "file_open" ["file"]),
+        required: true,
+        needs: FILE,
+        without: "who opens a manifest for writing is not seen",
+    },
+    Hook {
+        name: "inode-rename",
+        number: hook::INODE_RENAME,
+        role: Role::Security,
+        alerting: true,
+        attach: security!("inode_rename" on "inode_rename" ["inode", "dentry", "inode", "dentry"]),
+        required: true,
+        needs: ENTRY,
+        without: "who renames a manifest into place is not seen",
+    },
+    Hook {
+        name: "inode-link",
+        number: hook::INODE_LINK,
+        role: Role::Security,
+        alerting: true,
+        attach: security!("inode_link" on "inode_link" ["dentry", "inode", "dentry"]),
+        required: true,
+        needs: ENTRY,
+        without: "who links a manifest into place is not seen",
+    },
+    Hook {
+        name: "inode-symlink",
+        number: hook::INODE_SYMLINK,
+        role: Role::Security,
+        alerting: true,
+        attach: security!("inode_symlink" on "inode_symlink" ["inode", "dentry", ""]),
+        required: true,
+        needs: ENTRY,
+        without: "who makes a symbolic link to a manifest is not seen",
+    },
+    Hook {
+        name: "inode-unlink",
+        number: hook::INODE_UNLINK,
+        role: Role::Security,
+        alerting: true,
+        attach: security!("inode_unlink" on "inode_unlink" ["inode", "dentry"]),
+        required: true,
+        needs: ENTRY,
+        without: "who removes a manifest is not seen",
+    },
+    Hook {
+        name: "inode-create",
+        number: hook::INODE_CREATE,
+        role: Role::Security,
+        alerting: true,
+        attach: security!("inode_create" on "inode_create" ["inode", "dentry"]),
+        required: false,
+        needs: ENTRY,
+        without: "empty files made without being opened for writing are found on a timer",
+    },
+    Hook {
+        name: "inode-mkdir",
+        number: hook::INODE_MKDIR,
+        role: Role::Security,
+        alerting: true,
+        attach: security!("inode_mkdir" on "inode_mkdir" ["inode", "dentry"]),
+        required: false,
+        needs: ENTRY,
+        without: "a watched directory that is made is found on a timer",
+    },
+    Hook {
+        name: "inode-rmdir",
+        number: hook::INODE_RMDIR,
+        role: Role::Security,
+        alerting: true,
+        attach: security!("inode_rmdir" on "inode_rmdir" ["inode", "dentry"]),
+        required: false,
+        needs: ENTRY,
+        without: "a watched directory that is removed is found on a timer",
+    },
+    Hook {
+        name: "inode-mknod",
+        number: hook::INODE_MKNOD,
+        role: Role::Security,
+        alerting: true,
+        attach: security!("inode_mknod" on "inode_mknod" ["inode", "dentry"]),
+        required: false,
+        needs: ENTRY,
+        without: "device nodes and fifos are found on a timer",
+    },
+    Hook {
+        name: "inode-attributes",
+        number: hook::INODE_SETATTR,
+        role: Role::Security,
+        alerting: true,
+        attach: security!("inode_setattr" on "inode_setattr" ["dentry", "iattr"],
+            "inode_setattr_idmap" on "inode_setattr" ["", "dentry", "iattr"]),
+        required: true,
+        needs: ENTRY,
+        without: "who truncates a manifest is not seen",
+    },
+    Hook {
+        name: "mount",
+        number: hook::SB_MOUNT,
+        role: Role::Security,
+        alerting: true,
+        attach: security!("sb_mount" on "sb_mount" ["", "path"]),
+        required: true,
+        needs: MOUNTS,
+        without: "who mounts over a manifest is not seen",
+    },
+    Hook {
+        name: "move-mount",
+        number: hook::MOVE_MOUNT,
+        role: Role::Security,
+        alerting: true,
+        attach: security!("move_mount" on "move_mount" ["path", "path"]),
+        required: true,
+        needs: MOUNTS,
+        without: "who mounts with the new mount calls is not seen",
+    },
+    Hook {
+        name: "umount",
+        number: hook::SB_UMOUNT,
+        role: Role::Security,
+        alerting: true,
+        attach: security!("sb_umount" on "sb_umount" ["vfsmount"]),
+        required: true,
+        needs: MOUNTS,
+        without: "who unmounts is not seen",
+    },
+    Hook {
+        name: "pivot-root",
+        number: hook::PIVOT_ROOT,
+        role: Role::Security,
+        alerting: true,
+        attach: security!("sb_pivotroot" on "sb_pivotroot" ["path", "path"]),
+        required: false,
+        needs: MOUNTS,
+        without: "a changed root is found on a timer",
+    },
+    Hook {
+        name: "mmap",
+        number: hook::MMAP_FILE,
+        role: Role::Security,
+        alerting: true,
+        attach: &[
+            Attach {
+                backend: Backend::Lsm,
+                program: "lsm_mmap_file",
+                target: "mmap_file",
+                prototype: &["file", "", "", ""],
+            },
+            Attach {
+                backend: Backend::Fentry,
+                program: "fentry_mmap_file",
+                target: "security_mmap_file",
+                prototype: &["file", "", ""],
+            },
+            Attach {
+                backend: Backend::Kprobe,
+                program: "kprobe_mmap_file",
+                target: "security_mmap_file",
+                prototype: &["file", "", ""],
+            },
+        ],
+        required: false,
+        needs: FILE,
+        without: "who writes through a mapping of an old descriptor is not seen",
+    },
+    Hook {
         name: "io_uring",
         number: hook::IO_URING_SUBMIT,
-        program: "io_uring_submit",
-        tracepoint: "io_uring_submit_req",
+        role: Role::Syscall,
+        alerting: true,
+        attach: &[tracepoint("io_uring_submit", "io_uring_submit_req", &["io_kiocb"])],
         required: false,
         needs: &["kiocb_opcode"],
         without: "changes made through io_uring are found on a timer and may stay unattributed",
@@ -115,8 +424,9 @@ pub const HOOKS: &[Hook] = &[
     Hook {
         name: "syscall",
         number: hook::SYS_EXIT,
-        program: "sys_exit",
-        tracepoint: "sys_exit",
+        role: Role::Syscall,
+        alerting: true,
+        attach: &[tracepoint("sys_exit", "sys_exit", &["pt_regs", ""])],
         required: true,
         needs: &[
             HEADER[0],
@@ -161,6 +471,13 @@ pub const PRECISE: [u16; 3] = [hook::CTIME_SET, hook::CTIME_XCHG, hook::CTIME_SK
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_hook_has_a_number_of_its_own() {
+        let numbers: std::collections::BTreeSet<_> = HOOKS.iter().map(|hook| hook.number).collect();
+        assert_eq!(numbers.len(), HOOKS.len());
+        assert!(numbers.iter().all(|number| u32::from(*number) < hook::COUNT));
+    }
 
     #[test]
     fn names_are_those_that_alerts_use() {

@@ -2,6 +2,7 @@
 //!
 //! The only place that knows aya.
 
+mod attach;
 pub mod btf;
 pub mod hooks;
 
@@ -14,7 +15,7 @@ use std::{
 use aya::{
     Btf, Ebpf, EbpfLoader, Endianness, Pod,
     maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf},
-    programs::{BtfTracePoint, ProgramError},
+    programs::{BtfTracePoint, ProgramError, tp_btf::BtfTracePointLinkId},
 };
 use bytes::Bytes;
 use detector_common::{KernelOffsets, WatchKey, setting};
@@ -23,16 +24,14 @@ use crate::{
     decode,
     record::{HookState, InodeKey, Loss},
     source::kernel::{
-        btf::BtfError,
-        hooks::{HOOKS, Hook, PRECISE},
+        attach::Attacher,
+        btf::{BtfError, Types},
+        hooks::{Backend, HOOKS, PRECISE, Role},
     },
 };
 
 /// The kernel programs. Aligned, because the ELF reader maps structures onto the bytes.
 static PROGRAMS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/detector-ebpf"));
-
-/// What attaches on a kernel that allows nothing but tracepoints.
-const TRACEPOINT: &str = "tracepoint";
 
 /// Why the source cannot start at all. A single hook that fails is no error: see [`HookState`].
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +55,8 @@ pub struct Options {
     pub btf: Option<PathBuf>,
     /// Hooks that are not to be attached, by name: to see what an older kernel would.
     pub without: Vec<String>,
+    /// The only backend for acts; `None` for the best that this kernel lets attach.
+    pub backend: Option<Backend>,
 }
 
 /// Newtype, because the wire type cannot promise aya that it is plain data.
@@ -71,8 +72,14 @@ unsafe impl Pod for Plain<WatchKey> {}
 /// The attached programs. Dropping it detaches them.
 pub struct Kernel {
     hooks: Vec<HookState>,
+    /// Inode changes are seen exactly.
+    precise: bool,
+    /// Acts are seen by system calls rather than by security hooks.
+    syscalls: bool,
+    /// `sys_exit`, while it is attached for old descriptors alone.
+    writes: Option<BtfTracePointLinkId>,
     /// Owns programs, links and the maps that are not taken out below.
-    _ebpf: Ebpf,
+    ebpf: Ebpf,
     alerting: RingBuf<MapData>,
     context: RingBuf<MapData>,
     watched: HashMap<MapData, Plain<WatchKey>, u32>,
@@ -98,27 +105,58 @@ impl Kernel {
     pub fn attach(options: &Options) -> Result<Self, KernelError> {
         let path = options.btf.as_deref().unwrap_or(Path::new(btf::VMLINUX));
         let bytes = btf::read(path)?;
-        let offsets = btf::offsets(path, &bytes)?;
+        let types = Types::parse(path, &bytes)?;
+        let offsets = types.offsets();
         let kernel_btf = Btf::parse(&bytes, Endianness::default())?;
         drop(bytes);
-        let syscalls = crate::syscalls::table();
+        let syscall_table = crate::syscalls::table();
+        raise_memlock();
         let mut ebpf = EbpfLoader::new()
             .btf(Some(&kernel_btf))
             .override_global("OFFSETS", &Plain(offsets), true)
-            .override_global("SYSCALLS", &syscalls, true)
+            .override_global("SYSCALLS", &syscall_table, true)
             .load(PROGRAMS)
             .map_err(|error| KernelError::Load(Box::new(error)))?;
         let settings = take(&mut ebpf, "SETTINGS")?;
         let mut settings: Array<_, u32> = settings.try_into().map_err(|source| map_error("SETTINGS", source))?;
         set(&mut settings, setting::DEPTH, 1)?;
-        let hooks: Vec<_> =
-            HOOKS.iter().map(|hook| attach(&mut ebpf, hook, &offsets, &kernel_btf, &options.without)).collect();
+        let mut attacher =
+            Attacher { ebpf: &mut ebpf, types: &types, btf: &kernel_btf, offsets: &offsets, without: &options.without };
+        let mut hooks = attacher.role(Role::Context, &[Backend::Tracepoint]);
+        hooks.extend(attacher.role(Role::Change, &[Backend::Tracepoint]));
         let precise = PRECISE.iter().all(|number| {
-            HOOKS.iter().zip(&hooks).any(|(hook, state)| hook.number == *number && state.backend.is_some())
+            hooks.iter().any(|state| state.backend.is_some() && state.name == decode::hook_name(*number))
         });
+        let acts = attacher.security(options.backend);
+        let syscalls = match acts {
+            Ok(states) => {
+                // What is missing here, the system calls' ends still see, unless only this backend is wanted.
+                let whole =
+                    options.backend.is_some() || states.iter().all(|state| state.backend.is_some() || !state.required);
+                hooks.extend(states);
+                !whole
+            }
+            Err(None) => true,
+            Err(Some(reasons)) => {
+                hooks.push(HookState {
+                    name: SECURITY.to_owned(),
+                    backend: None,
+                    reason: Some(reasons),
+                    required: options.backend.is_some(),
+                });
+                options.backend.is_none()
+            }
+        };
         set(&mut settings, setting::PRECISE, precise.into())?;
+        set(&mut settings, setting::SYSCALLS, syscalls.into())?;
+        if syscalls {
+            hooks.extend(attacher.role(Role::Syscall, &[Backend::Tracepoint]));
+        }
         Ok(Self {
             hooks,
+            precise,
+            syscalls,
+            writes: None,
             alerting: take(&mut ebpf, "ALERTING")?.try_into().map_err(|source| map_error("ALERTING", source))?,
             context: take(&mut ebpf, "CONTEXT")?.try_into().map_err(|source| map_error("CONTEXT", source))?,
             watched: take(&mut ebpf, "WATCHED")?.try_into().map_err(|source| map_error("WATCHED", source))?,
@@ -126,7 +164,7 @@ impl Kernel {
             settings,
             lost_before: BTreeMap::new(),
             in_kernel: BTreeMap::new(),
-            _ebpf: ebpf,
+            ebpf,
         })
     }
 
@@ -134,6 +172,12 @@ impl Kernel {
     #[must_use]
     pub fn hooks(&self) -> &[HookState] {
         &self.hooks
+    }
+
+    /// Whether every change of a watched inode is seen exactly, so that descriptors older than the watch need no care.
+    #[must_use]
+    pub fn is_precise(&self) -> bool {
+        self.precise
     }
 
     /// Descriptors that become readable when there is something to [`Self::drain`].
@@ -178,8 +222,22 @@ impl Kernel {
     /// Whether writes are resolved one by one: while descriptors older than the watch are about.
     ///
     /// # Errors
-    /// When the settings map cannot be written.
+    /// When the settings map cannot be written, or the hook that sees writes cannot be attached.
     pub fn track_writes(&mut self, on: bool) -> Result<(), KernelError> {
+        if !self.syscalls {
+            match (on, self.writes.take()) {
+                (true, None) => {
+                    set_setting(&mut self.settings, setting::WRITES_ONLY, 1)?;
+                    self.writes = Some(attach_sys_exit(&mut self.ebpf, "sys_exit", true)?);
+                }
+                (false, Some(link)) => {
+                    let program = sys_exit(&mut self.ebpf, "sys_exit")?;
+                    program.detach(link).map_err(load_error)?;
+                    program.unload().map_err(load_error)?;
+                }
+                (_, link) => self.writes = link,
+            }
+        }
         set_setting(&mut self.settings, setting::TRACK_WRITES, on.into())
     }
 
@@ -198,8 +256,7 @@ impl Kernel {
                         hook: hook.name.to_owned(),
                         cpu: u32::try_from(cpu).unwrap_or(u32::MAX),
                         lost: now - before,
-                        alerting: hook.number >= detector_common::hook::SYS_EXIT
-                            && hook.number <= detector_common::hook::IO_URING_SUBMIT,
+                        alerting: hook.alerting,
                     });
                 }
             }
@@ -207,6 +264,9 @@ impl Kernel {
         Ok(losses)
     }
 }
+
+/// Name of the entry that stands for all security hooks where none can be attached.
+pub const SECURITY: &str = "security-hooks";
 
 /// Attaches the empty program that the benchmark compares with, until the returned value is dropped.
 ///
@@ -217,56 +277,31 @@ pub fn floor() -> Result<Ebpf, KernelError> {
     let kernel_btf = Btf::parse(&bytes, Endianness::default())?;
     let mut ebpf =
         EbpfLoader::new().btf(Some(&kernel_btf)).load(PROGRAMS).map_err(|e| KernelError::Load(Box::new(e)))?;
-    let load = |error: ProgramError| KernelError::Load(Box::new(aya::EbpfError::ProgramError(error)));
-    let program = ebpf.program_mut("floor").ok_or(KernelError::Missing("program floor"))?;
-    let program: &mut BtfTracePoint = program.try_into().map_err(load)?;
-    program.load("sys_exit", &kernel_btf).map_err(load)?;
-    program.attach().map_err(load)?;
+    attach_sys_exit(&mut ebpf, "floor", true)?;
     Ok(ebpf)
 }
 
-fn attach(ebpf: &mut Ebpf, hook: &Hook, offsets: &KernelOffsets, kernel_btf: &Btf, without: &[String]) -> HookState {
-    let state = |backend: Option<&str>, reason: Option<String>| HookState {
-        name: hook.name.to_owned(),
-        backend: backend.map(str::to_owned),
-        reason,
-        required: hook.required,
-    };
-    if without.iter().any(|name| name == hook.name) {
-        return state(None, Some("left out by --without-hook".to_owned()));
-    }
-    let missing: Vec<_> = hook
-        .needs
-        .iter()
-        .filter(|field| offsets.get(field) == Some(KernelOffsets::MISSING))
-        .map(|field| field_name(field))
-        .collect();
-    if !missing.is_empty() {
-        return state(None, Some(format!("this kernel has no {}", missing.join(", "))));
-    }
-    match try_attach(ebpf, hook, kernel_btf) {
-        Ok(()) => state(Some(TRACEPOINT), None),
-        Err(error) => state(None, Some(format!("tracepoint {}: {error}", hook.tracepoint))),
-    }
+fn load_error(error: ProgramError) -> KernelError {
+    KernelError::Load(Box::new(aya::EbpfError::ProgramError(error)))
 }
 
-fn try_attach(ebpf: &mut Ebpf, hook: &Hook, kernel_btf: &Btf) -> Result<(), String> {
-    let program = ebpf.program_mut(hook.program).ok_or("not in the object file")?;
-    let program: &mut BtfTracePoint = program.try_into().map_err(|error| chain(&error))?;
-    program.load(hook.tracepoint, kernel_btf).map_err(|error| match error {
-        ProgramError::Btf(_) => "this kernel does not have it".to_owned(),
-        error => refusal(&error),
-    })?;
-    program.attach().map_err(|error| chain(&error))?;
-    Ok(())
+fn sys_exit<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut BtfTracePoint, KernelError> {
+    ebpf.program_mut(name).ok_or(KernelError::Missing(name))?.try_into().map_err(load_error)
 }
 
-/// `type.member` of an offset, as the kernel calls it.
-fn field_name(field: &str) -> String {
-    KernelOffsets::FIELDS
-        .iter()
-        .find(|(name, ..)| *name == field)
-        .map_or_else(|| field.to_owned(), |(_, of, member)| format!("{of}.{member}"))
+fn attach_sys_exit(ebpf: &mut Ebpf, name: &'static str, load: bool) -> Result<BtfTracePointLinkId, KernelError> {
+    let program = sys_exit(ebpf, name)?;
+    if load {
+        let kernel_btf = Btf::from_sys_fs()?;
+        program.load("sys_exit", &kernel_btf).map_err(load_error)?;
+    }
+    program.attach().map_err(load_error)
+}
+
+/// Kernels before 5.11 account BPF memory as locked memory. Where it cannot be raised, it need not be.
+fn raise_memlock() {
+    use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+    let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
 }
 
 fn key(inode: &InodeKey) -> WatchKey {
@@ -300,24 +335,6 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
-}
-
-/// Why the kernel refused a program: its verifier's last words when it has some.
-fn refusal(error: &ProgramError) -> String {
-    if let ProgramError::LoadError { io_error, verifier_log } = error {
-        let log = verifier_log.to_string();
-        // Statistics come behind what it complains of.
-        let statistics = ["processed ", "stack depth ", "verification time ", "max_states_per_insn "];
-        let last = log
-            .lines()
-            .rev()
-            .find(|line| !line.trim().is_empty() && !statistics.iter().any(|word| line.starts_with(word)));
-        return match last {
-            Some(line) => format!("the verifier refuses it: {line} ({io_error})"),
-            None => format!("the kernel refuses it: {io_error}"),
-        };
-    }
-    chain(error)
 }
 
 fn hint(error: &aya::EbpfError) -> &'static str {

@@ -1,0 +1,122 @@
+//! Files opened for writing, or mapped so that they can be written.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    EbpfContext as _,
+    macros::{fentry, kprobe, lsm},
+    programs::{FEntryContext, LsmContext, ProbeContext},
+};
+use detector_common::{Open, hook, kind, scratch, watch};
+
+use crate::{
+    emit::{self, Ring},
+    kernel::{self, Ptr, current, load},
+    maps::offset,
+    path, security, watched,
+};
+
+/// `file->f_mode`: opened for writing.
+pub const FMODE_WRITE: u32 = 1 << 1;
+
+/// Who reports, and as what.
+pub struct Reporter {
+    pub kind: u16,
+    pub hook: u16,
+    /// One of [`scratch`].
+    pub slot: u32,
+    pub syscall: u32,
+}
+
+/// Reports a file that is watched, or lies in a watched directory. Returns the flags that matched, 0 when none did.
+#[inline(always)]
+pub fn report(task: Ptr, file: Ptr, mode: u32, by: &Reporter) -> u32 {
+    const BODY: usize = size_of::<Open>();
+    let Some(found) = watched::file(file) else { return 0 };
+    let Some(scratch) = emit::scratch(by.slot) else { return 0 };
+    let record = scratch.cast::<Open>();
+    kernel::header(record.cast(), by.kind, by.hook, task);
+    // SAFETY: `record` lies in a scratch slot.
+    let path = unsafe { path::Length::new(&raw mut (*record).path_len) };
+    let flags = path::write(file, scratch.cast(), BODY, path);
+    // SAFETY: the slot is longer than the body.
+    unsafe {
+        (*record).ino = found.key.ino;
+        (*record).parent_ino = found.parent_ino;
+        (*record).dev = found.key.dev;
+        (*record).syscall = by.syscall;
+        (*record).mode = mode;
+        (*record).open_flags = file.read(offset!(file_flags));
+        (*record).watch = found.watch;
+        (*record).flags = flags;
+        (*record).zero = [0; 6];
+    }
+    let ring = if found.watch == watch::SUBTREE { Ring::ContextNow } else { Ring::Alerting };
+    emit::scratched(ring, by.hook, scratch, BODY + path.get());
+    found.watch
+}
+
+/// `security_file_open(struct file *file)`, with this one argument since 4.19. The file is there and its mode is known;
+/// nothing can have been written.
+#[inline(always)]
+fn opened(file: Ptr, mode: u32) -> u32 {
+    let by = Reporter { kind: kind::OPEN, hook: hook::FILE_OPEN, slot: scratch::FILE_OPEN, syscall: u32::MAX };
+    report(current(), file, mode, &by)
+}
+
+/// The mode of a BTF-typed argument, read directly: this runs for every open on the node.
+#[inline(always)]
+fn mode_of(ctx: *mut c_void) -> (Ptr, u32) {
+    // SAFETY: the first argument of the hooked function is a `struct file *`.
+    unsafe {
+        let file = *ctx.cast::<*const u8>();
+        (Ptr(file as usize), load(file, offset!(file_mode)))
+    }
+}
+
+#[lsm]
+pub fn lsm_file_open(ctx: LsmContext) -> i32 {
+    let (file, mode) = mode_of(ctx.as_ptr());
+    if mode & FMODE_WRITE == 0 { 0 } else { security::verdict(opened(file, mode)) }
+}
+
+#[fentry]
+pub fn fentry_file_open(ctx: FEntryContext) -> i32 {
+    let (file, mode) = mode_of(ctx.as_ptr());
+    if mode & FMODE_WRITE != 0 {
+        opened(file, mode);
+    }
+    0
+}
+
+#[kprobe]
+pub fn kprobe_file_open(ctx: ProbeContext) -> u32 {
+    let file = Ptr(ctx.arg(0).unwrap_or(0));
+    let mode = file.read(offset!(file_mode));
+    if mode & FMODE_WRITE != 0 {
+        opened(file, mode);
+    }
+    0
+}
+
+/// Maps a file so that others see what is written.
+const MAP_SHARED: usize = 1;
+
+#[inline(always)]
+fn mapped(file: Ptr, flags: usize) -> u32 {
+    // MAP_SHARED_VALIDATE is 3; a private mapping is 2.
+    if file.0 == 0 || flags & MAP_SHARED == 0 {
+        return 0;
+    }
+    let mode: u32 = file.read(offset!(file_mode));
+    if mode & FMODE_WRITE == 0 {
+        return 0;
+    }
+    let by = Reporter { kind: kind::MAP, hook: hook::MMAP_FILE, slot: scratch::MMAP_FILE, syscall: u32::MAX };
+    report(current(), file, mode, &by)
+}
+
+// `security_mmap_file(struct file *file, unsigned long prot, unsigned long flags)`; the LSM hook `mmap_file` has the
+// protection twice, as asked for and as granted. Since 3.5.
+security::lsm!(lsm_mmap_file, 4, |args: [Ptr; 4]| mapped(args[0], args[3].0));
+security::probes!(fentry_mmap_file, kprobe_mmap_file, 3, |args: [Ptr; 3]| mapped(args[0], args[2].0));

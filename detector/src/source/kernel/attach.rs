@@ -1,0 +1,156 @@
+//! Attaching hooks by the best way that this kernel lets them.
+
+use aya::{
+    Btf, Ebpf,
+    programs::{Program, ProgramError},
+};
+use detector_common::KernelOffsets;
+
+use super::{
+    btf::Types,
+    chain,
+    hooks::{Attach, Backend, HOOKS, Hook, Role},
+};
+use crate::record::HookState;
+
+/// Attaches hooks, each by the first way that this kernel lets it.
+pub struct Attacher<'a> {
+    pub ebpf: &'a mut Ebpf,
+    pub types: &'a Types,
+    pub btf: &'a Btf,
+    pub offsets: &'a KernelOffsets,
+    pub without: &'a [String],
+}
+
+impl Attacher<'_> {
+    /// Every hook of a role.
+    pub fn role(&mut self, role: Role, backends: &[Backend]) -> Vec<HookState> {
+        HOOKS.iter().filter(|hook| hook.role == role).map(|hook| self.hook(hook, backends)).collect()
+    }
+
+    /// The security hooks, by the only backend that is wanted or the best there is. `Err` says why there is none, or
+    /// nothing when system calls are what is wanted.
+    pub fn security(&mut self, only: Option<Backend>) -> Result<Vec<HookState>, Option<String>> {
+        let wanted = match only {
+            Some(Backend::Tracepoint) => return Err(None),
+            Some(backend) => vec![backend],
+            None => vec![Backend::Lsm, Backend::Fentry, Backend::Kprobe],
+        };
+        let mut usable = Vec::new();
+        let mut reasons = Vec::new();
+        for backend in wanted {
+            if backend == Backend::Lsm
+                && let Err(reason) = lsm_is_active()
+            {
+                reasons.push(format!("lsm: {reason}"));
+                continue;
+            }
+            usable.push(backend);
+        }
+        // One hook tells what the kernel lets attach; what it refuses there need not be tried fourteen times more.
+        let first = HOOKS.iter().find(|hook| hook.role == Role::Security).ok_or(None)?;
+        while let Some(backend) = usable.first().copied() {
+            let state = self.hook(first, &[backend]);
+            if state.backend.is_some() {
+                let rest = HOOKS.iter().filter(|hook| hook.role == Role::Security && hook.number != first.number);
+                let mut states = vec![state];
+                states.extend(rest.map(|hook| self.hook(hook, &usable)));
+                return Ok(states);
+            }
+            reasons.push(state.reason.unwrap_or_default());
+            usable.remove(0);
+        }
+        Err(Some(reasons.join("; ")))
+    }
+
+    fn hook(&mut self, hook: &Hook, backends: &[Backend]) -> HookState {
+        let state = |backend: Option<Backend>, reason: Option<String>| HookState {
+            name: hook.name.to_owned(),
+            backend: backend.map(|backend| backend.name().to_owned()),
+            reason,
+            required: hook.required,
+        };
+        if self.without.iter().any(|name| name == hook.name) {
+            return state(None, Some("left out by --without-hook".to_owned()));
+        }
+        let missing: Vec<_> = hook
+            .needs
+            .iter()
+            .filter(|field| self.offsets.get(field) == Some(KernelOffsets::MISSING))
+            .map(|field| field_name(field))
+            .collect();
+        if !missing.is_empty() {
+            return state(None, Some(format!("this kernel has no {}", missing.join(", "))));
+        }
+        let mut reasons: Vec<String> = Vec::new();
+        for backend in backends {
+            for attach in hook.attach.iter().filter(|attach| attach.backend == *backend) {
+                match self.attach(attach) {
+                    Ok(()) => return state(Some(*backend), None),
+                    Err(reason) => reasons.push(format!("{} {}: {reason}", backend.name(), attach.target)),
+                }
+            }
+        }
+        state(None, Some(reasons.join("; ")))
+    }
+
+    fn attach(&mut self, attach: &Attach) -> Result<(), String> {
+        let found = match attach.backend {
+            Backend::Lsm => self.types.function(&format!("bpf_lsm_{}", attach.target)),
+            Backend::Fentry | Backend::Kprobe => self.types.function(attach.target),
+            Backend::Tracepoint => self.types.tracepoint(attach.target),
+        };
+        let found = found.ok_or("this kernel does not have it")?;
+        let fits = attach.prototype.len() <= found.len()
+            && attach.prototype.iter().zip(&found).all(|(wanted, found)| wanted.is_empty() || wanted == found);
+        if !fits {
+            return Err(format!("its parameters are ({}), not ({})", found.join(", "), attach.prototype.join(", ")));
+        }
+        let program = self.ebpf.program_mut(attach.program).ok_or("not in the object file")?;
+        let done = match program {
+            Program::Lsm(program) => program.load(attach.target, self.btf).and_then(|()| program.attach().map(drop)),
+            Program::FEntry(program) => program.load(attach.target, self.btf).and_then(|()| program.attach().map(drop)),
+            Program::KProbe(program) => program.load().and_then(|()| program.attach(attach.target, 0).map(drop)),
+            Program::BtfTracePoint(program) => {
+                program.load(attach.target, self.btf).and_then(|()| program.attach().map(drop))
+            }
+            _ => return Err("a program of another type".to_owned()),
+        };
+        done.map_err(|error| refusal(&error))
+    }
+}
+
+/// A BPF LSM program attaches on kernels where `bpf` is no active security module, and then never runs.
+fn lsm_is_active() -> Result<(), &'static str> {
+    match std::fs::read_to_string("/sys/kernel/security/lsm") {
+        Ok(list) if list.trim().split(',').any(|name| name == "bpf") => Ok(()),
+        Ok(_) => Err("bpf is not an active security module (boot with lsm=...,bpf)"),
+        Err(_) => Err("whether bpf is an active security module cannot be told: securityfs is not mounted"),
+    }
+}
+
+/// `type.member` of an offset, as the kernel calls it.
+fn field_name(field: &str) -> String {
+    KernelOffsets::FIELDS
+        .iter()
+        .find(|(name, ..)| *name == field)
+        .map_or_else(|| field.to_owned(), |(_, of, member)| format!("{of}.{member}"))
+}
+
+/// Why the kernel refused a program: its verifier's last words when it has some.
+fn refusal(error: &ProgramError) -> String {
+    if let ProgramError::LoadError { io_error, verifier_log } = error {
+        let log = verifier_log.to_string();
+        // Statistics come behind what it complains of.
+        let statistics = ["processed ", "stack depth ", "verification time ", "max_states_per_insn "];
+        let last = log
+            .lines()
+            .rev()
+            .find(|line| !line.trim().is_empty() && !statistics.iter().any(|word| line.starts_with(word)));
+        return match last {
+            Some(line) => format!("the verifier refuses it: {line} ({io_error})"),
+            None => format!("the kernel refuses it: {io_error}"),
+        };
+    }
+    chain(error)
+}
