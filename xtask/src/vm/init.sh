@@ -20,9 +20,9 @@ fi
 
 exec </dev/null >/dev/ttyS1 2>&1
 status=0
-for backend in tracepoint; do
+for backend in lsm fentry kprobe tracepoint; do
     echo "backend $backend"
-    /suite/examples/evasion || status=$?
+    /suite/examples/evasion --hooks $backend || status=$?
 done
 echo "verdict $status"
 sync
