@@ -77,7 +77,7 @@ pub mod scratch {
 }
 
 /// Most directory levels that [`setting::DEPTH`] can ask for.
-pub const MAX_DEPTH: u32 = 12;
+pub const MAX_DEPTH: u32 = 8;
 
 /// What the agent wants to know about a system call, by its number: entries of the `SYSCALLS` table.
 pub mod syscall {

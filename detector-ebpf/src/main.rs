@@ -8,6 +8,7 @@ mod cgroup;
 mod change;
 mod emit;
 mod entry;
+mod floor;
 mod io_uring;
 mod kernel;
 mod maps;

@@ -14,6 +14,10 @@ static OFFSETS: KernelOffsets = KernelOffsets::NONE;
 #[unsafe(no_mangle)]
 static SYSCALLS: [u8; 2 * syscall::TABLE] = [0; 2 * syscall::TABLE];
 
+/// Offsets in `struct pt_regs` of a system call's first four arguments: native ones, then those of 32-bit callers.
+#[unsafe(no_mangle)]
+static ARGUMENTS: [u32; 8] = [0; 8];
+
 /// Events that can raise an alert.
 #[map]
 pub static ALERTING: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
@@ -80,6 +84,13 @@ pub fn syscall_class(index: usize) -> u8 {
     let index = index & (2 * syscall::TABLE - 1);
     // SAFETY: the mask keeps `index` inside the table.
     unsafe { core::ptr::read_volatile((&raw const SYSCALLS).cast::<u8>().add(index)) }
+}
+
+/// Offset of argument `index` of [`ARGUMENTS`].
+#[inline(always)]
+pub fn argument_offset(index: u32) -> usize {
+    // SAFETY: the mask keeps `index` inside the table.
+    unsafe { core::ptr::read_volatile((&raw const ARGUMENTS).cast::<u32>().add(index as usize & 7)) as usize }
 }
 
 #[inline(always)]

@@ -32,13 +32,14 @@ pub struct Reporter {
 #[inline(always)]
 pub fn report(task: Ptr, file: Ptr, mode: u32, by: &Reporter) -> u32 {
     const BODY: usize = size_of::<Open>();
-    let Some(found) = watched::file(file) else { return 0 };
     let Some(scratch) = emit::scratch(by.slot) else { return 0 };
     let record = scratch.cast::<Open>();
+    // SAFETY: `record` lies in a scratch slot.
+    let Some(found) = (unsafe { watched::file(file, &raw mut (*record).watch) }) else { return 0 };
     kernel::header(record.cast(), by.kind, by.hook, task);
     // SAFETY: `record` lies in a scratch slot.
     let path = unsafe { path::Length::new(&raw mut (*record).path_len) };
-    let flags = path::write(file, scratch.cast(), BODY, path);
+    let flags = path::write::<12>(file, scratch, BODY, path);
     // SAFETY: the slot is longer than the body.
     unsafe {
         (*record).ino = found.key.ino;

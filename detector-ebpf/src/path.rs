@@ -5,11 +5,8 @@ use detector_common::{NAME_MAX, PATH_MAX, PATH_TRUNCATED};
 
 use crate::{
     kernel::Ptr,
-    maps::{SCRATCH_LEN, offset},
+    maps::{SCRATCH_LEN, Scratch, offset},
 };
-
-/// Most steps of a walk, mount crossings included. Deeper paths are marked truncated.
-const STEPS: u32 = 20;
 
 /// A number that grows in a loop, kept in map memory.
 ///
@@ -41,47 +38,39 @@ impl Length {
     }
 }
 
-/// Writes the components of `file`'s path into `out` from `at` on, each with its NUL, leaf first, and their length into
-/// `len`. Returns the flags of the body.
+/// Writes the components of `file`'s path into the scratch slot `out` from `at` on, each with its NUL, leaf first, and their
+/// length into `len`. Paths of more than `STEPS` components, mounts on the way included, are marked truncated. Returns the
+/// flags of the body.
 #[inline(always)]
-pub fn write(file: Ptr, out: *mut u8, at: usize, len: Length) -> u32 {
+pub fn write<const STEPS: u32>(file: Ptr, out: *mut Scratch, at: usize, len: Length) -> u32 {
     let mut dentry: usize = file.read(offset!(file_dentry));
     let mut vfsmount: usize = file.read(offset!(file_mnt));
     for _ in 0..STEPS {
-        match step(Ptr(dentry), Ptr(vfsmount), out, at, len) {
-            Step::Up(parent) => dentry = parent,
-            Step::Mount(point, mount) => (dentry, vfsmount) = (point, mount),
-            Step::Root => return 0,
-            Step::Failed => break,
-        }
-    }
-    PATH_TRUNCATED
-}
-
-enum Step {
-    Up(usize),
-    Mount(usize, usize),
-    Root,
-    Failed,
-}
-
-#[inline(always)]
-fn step(dentry: Ptr, vfsmount: Ptr, out: *mut u8, at: usize, len: Length) -> Step {
-    let parent: usize = dentry.read(offset!(dentry_parent));
-    if parent == dentry.0 || vfsmount.follow(offset!(vfsmount_root)) == dentry {
-        // The root of this mount: go on where it is mounted. A mount that is its own parent is the namespace's root.
-        let mount = vfsmount.0.wrapping_sub(offset!(mount_mnt));
+        // Both ways up are read, whichever is taken: the verifier follows less of each step twice.
+        let parent: usize = Ptr(dentry).read(offset!(dentry_parent));
+        let mount = vfsmount.wrapping_sub(offset!(mount_mnt));
         let above: usize = Ptr(mount).read(offset!(mount_parent));
         let point: usize = Ptr(mount).read(offset!(mount_mountpoint));
-        return if above == mount { Step::Root } else { Step::Mount(point, above.wrapping_add(offset!(mount_mnt))) };
+        let root: usize = Ptr(vfsmount).read(offset!(vfsmount_root));
+        let name: usize = Ptr(dentry).read(offset!(dentry_name));
+        let to = (at + len.get()) & (SCRATCH_LEN / 2 - 1);
+        // SAFETY: the mask keeps `to` in the lower half of the scratch slot, and a name is shorter than the upper half.
+        let read =
+            unsafe { bpf_probe_read_kernel_str(out.cast::<u8>().add(to).cast(), NAME_MAX as u32, name as *const _) };
+        if parent == dentry || root == dentry {
+            // The root of this mount: go on where it is mounted. A mount that is its own parent is the namespace's root.
+            if above == mount {
+                return 0;
+            }
+            dentry = point;
+            vfsmount = above.wrapping_add(offset!(mount_mnt));
+            continue;
+        }
+        if read <= 0 || len.get() > PATH_MAX {
+            break;
+        }
+        len.set(len.get() + read as usize);
+        dentry = parent;
     }
-    let name: usize = dentry.read(offset!(dentry_name));
-    let to = (at + len.get()) & (SCRATCH_LEN / 2 - 1);
-    // SAFETY: the mask keeps `to` in the lower half of the scratch slot, and a name is shorter than the upper half.
-    let read = unsafe { bpf_probe_read_kernel_str(out.add(to).cast(), NAME_MAX as u32, name as *const _) };
-    if read <= 0 || len.get() > PATH_MAX {
-        return Step::Failed;
-    }
-    len.set(len.get() + read as usize);
-    Step::Up(parent)
+    PATH_TRUNCATED
 }

@@ -29,7 +29,7 @@ fn exec(task: Ptr, bprm: Ptr) -> Option<()> {
     let inode = file.follow(offset!(file_inode));
     // SAFETY: `record` lies in this hook's scratch slot.
     let path = unsafe { path::Length::new(&raw mut (*record).path_len) };
-    let mut flags = path::write(file, scratch.cast(), BODY, path);
+    let mut flags = path::write::<16>(file, scratch, BODY, path);
     let path_len = path.get();
     let argv_len = argv(task, scratch.cast(), BODY + path_len, &mut flags);
     let parent = task.follow(offset!(task_parent)).follow(offset!(task_leader));

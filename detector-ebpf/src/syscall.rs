@@ -17,7 +17,7 @@ use detector_common::{
 use crate::{
     emit::{self, Ring},
     kernel::{self, Ptr, arg, current, current_id, load},
-    maps::{SCRATCH_LEN, Touch, offset, setting, syscall_class},
+    maps::{SCRATCH_LEN, Touch, argument_offset, offset, setting, syscall_class},
     open::{self, FMODE_WRITE, Reporter},
     watched,
 };
@@ -28,13 +28,7 @@ const O_TRUNC: u64 = 0o1000;
 /// The open made the file. Since 4.19.
 const FMODE_CREATED: u32 = 1 << 20;
 /// `thread_info.status`: the current system call is a 32-bit one.
-const TS_COMPAT: u32 = 0x2;
-
-/// An empty program on the same hook: the floor that the benchmark compares with.
-#[btf_tracepoint(function = "sys_exit")]
-pub fn floor(_ctx: BtfTracePointContext) -> i32 {
-    0
-}
+const TS_COMPAT_BIT: u32 = 1;
 
 /// `sys_exit(struct pt_regs *regs, long ret)`, since 2.6.30.
 #[btf_tracepoint(function = "sys_exit")]
@@ -65,7 +59,7 @@ pub fn sys_exit(ctx: BtfTracePointContext) -> i32 {
             return 0;
         }
     }
-    dispatch(Ptr(regs as usize), ret, number, native, compat);
+    dispatch(Ptr(regs as usize), ret, number);
     0
 }
 
@@ -74,32 +68,76 @@ struct Call {
     regs: Ptr,
     number: u32,
     class: u8,
-    compat: bool,
+    /// 1 for a 32-bit caller.
+    compat: u32,
+}
+
+/// Number of an argument that there is none of.
+const NONE: u8 = 4;
+
+/// Which arguments of a class are paths. A table rather than a match: the verifier follows one path instead of each arm.
+static PATH_ARGS: [[u8; 2]; 64] = {
+    let mut args = [[NONE; 2]; 64];
+    args[class::PATH as usize] = [0, NONE];
+    args[class::PATHS as usize] = [0, 1];
+    args[class::MOUNT as usize] = [0, 1];
+    args[class::PATH_AT as usize] = [1, NONE];
+    args[class::PATHS_AT as usize] = [1, 3];
+    args[class::MOVE_MOUNT as usize] = [1, 3];
+    args[class::SYMLINK_AT as usize] = [0, 2];
+    args
+};
+
+/// Which argument of a class is a descriptor, or the flags of an open.
+static NUMBER_ARG: [u8; 64] = {
+    let mut args = [NONE; 64];
+    args[class::OPEN as usize] = 1;
+    args[class::OPENAT as usize] = 2;
+    args[class::OPENAT2 as usize] = 2;
+    args[class::WRITE_FD0 as usize] = 0;
+    args[class::WRITE_FD2 as usize] = 2;
+    args
+};
+
+/// A class as an index below 64. The compiler knows which classes there are and drops a plain mask, which the verifier needs.
+#[inline(always)]
+fn class_index(class: u8) -> usize {
+    let mut index = u64::from(class);
+    // SAFETY: clears bits of a register.
+    unsafe { core::arch::asm!("{0} &= 63", inout(reg) index, options(pure, nomem, nostack)) };
+    index as usize
 }
 
 impl Call {
-    /// The `n`th argument, from 0 to 3.
+    /// The `n`th argument, from 0 to 3; zero for [`NONE`].
     #[inline(always)]
-    fn arg(&self, n: u32) -> u64 {
-        let field = match (self.compat, n) {
-            (false, 0) => offset!(x86_regs_di),
-            (false, 1) => offset!(x86_regs_si),
-            (false, 2) => offset!(x86_regs_dx),
-            (false, _) => offset!(x86_regs_r10),
-            (true, 0) => offset!(x86_regs_bx),
-            (true, 1) => offset!(x86_regs_cx),
-            (true, 2) => offset!(x86_regs_dx),
-            (true, _) => offset!(x86_regs_si),
-        };
-        self.regs.read(field)
+    fn arg(&self, n: u8) -> u64 {
+        let n = u32::from(n);
+        let value: u64 = self.regs.read(argument_offset(self.compat << 2 | n & 3));
+        value & u64::from(n >> 2).wrapping_sub(1)
+    }
+
+    /// The descriptor or the flags among the arguments.
+    #[inline(always)]
+    fn number_arg(&self) -> u64 {
+        // SAFETY: the mask keeps the index inside the table.
+        self.arg(unsafe { core::ptr::read_volatile((&raw const NUMBER_ARG).cast::<u8>().add(class_index(self.class))) })
+    }
+
+    /// The address of the `n`th path, 0 or 1; zero when there is none.
+    #[inline(always)]
+    fn path_arg(&self, n: usize) -> u64 {
+        let at = class_index(self.class) * 2 + n;
+        // SAFETY: the mask keeps the index inside the table.
+        self.arg(unsafe { core::ptr::read_volatile((&raw const PATH_ARGS).cast::<u8>().add(at)) })
     }
 }
 
 #[inline(always)]
-fn dispatch(regs: Ptr, ret: i64, number: usize, native: u8, compat: u8) {
+fn dispatch(regs: Ptr, ret: i64, number: usize) {
     let task = current();
-    let is_compat = compat != class::NONE && task.read::<u32>(offset!(task_ti_status)) & TS_COMPAT != 0;
-    let class = if is_compat { compat } else { native };
+    let is_compat = task.read::<u32>(offset!(task_ti_status)) >> TS_COMPAT_BIT & 1;
+    let class = syscall_class(number + TABLE * is_compat as usize);
     let call = Call { regs, number: number as u32, class, compat: is_compat };
     let touch = watched::take_touch(current_id());
     let touched = touch.watch;
@@ -110,11 +148,7 @@ fn dispatch(regs: Ptr, ret: i64, number: usize, native: u8, compat: u8) {
     let opened = setting(setting::WRITES_ONLY) == 0
         && matches!(class, class::OPEN | class::OPENAT | class::CREAT | class::OPENAT2);
     if tracked || opened {
-        let (kind, fd) = match class {
-            class::WRITE_FD0 => (kind::WRITE, call.arg(0)),
-            class::WRITE_FD2 => (kind::WRITE, call.arg(2)),
-            _ => (kind::OPEN, ret as u64),
-        };
+        let (kind, fd) = if written { (kind::WRITE, call.number_arg()) } else { (kind::OPEN, ret as u64) };
         open(task, &call, kind, fd as u32);
         return;
     }
@@ -135,12 +169,10 @@ fn open(task: Ptr, call: &Call, kind: u16, fd: u32) {
     let mode: u32 = file.read(offset!(file_mode));
     if mode & (FMODE_WRITE | FMODE_CREATED) == 0 {
         // Read-only and nothing made: only truncation is left, which is in the flags.
-        let flags = match call.class {
-            class::OPEN => call.arg(1),
-            class::OPENAT => call.arg(2),
-            class::OPENAT2 => user_word(call.arg(2)),
-            _ => 0,
-        };
+        let mut flags = call.number_arg();
+        if call.class == class::OPENAT2 {
+            flags = user_word(flags);
+        }
         if flags & O_TRUNC == 0 {
             return;
         }
@@ -160,16 +192,8 @@ fn paths(task: Ptr, call: &Call, touch: Touch, ring: Ring) {
     let Some(scratch) = emit::scratch(scratch::SYSCALL_PATHS) else { return };
     let record = scratch.cast::<PathCall>();
     kernel::header(record.cast(), kind::PATH, hook::SYS_EXIT, task);
-    let (first, second) = match call.class {
-        class::PATH => (Some(0), None),
-        class::PATHS | class::MOUNT => (Some(0), Some(1)),
-        class::PATH_AT => (Some(1), None),
-        class::PATHS_AT | class::MOVE_MOUNT => (Some(1), Some(3)),
-        class::SYMLINK_AT => (Some(0), Some(2)),
-        _ => (None, None),
-    };
-    let first = user_path(call, first, scratch.cast(), BODY);
-    let second = user_path(call, second, scratch.cast(), BODY + first);
+    let first = user_path(call.path_arg(0), scratch.cast(), BODY);
+    let second = user_path(call.path_arg(1), scratch.cast(), BODY + first);
     // SAFETY: the slot is longer than the body.
     unsafe {
         (*record).ino = touch.key.ino;
@@ -178,7 +202,7 @@ fn paths(task: Ptr, call: &Call, touch: Touch, ring: Ring) {
         (*record).syscall = call.number;
         (*record).class = u32::from(call.class);
         (*record).len = [first as u16, second as u16];
-        (*record).compat = u32::from(call.compat);
+        (*record).compat = call.compat;
     }
     emit::scratched(ring, hook::SYS_EXIT, scratch, BODY + first + second);
 }
@@ -192,13 +216,12 @@ fn user_word(address: u64) -> u64 {
     word
 }
 
-/// Copies a path argument, if the call has one there, to `out` from `at` on. Returns its length with the NUL.
+/// Copies a path from the caller's memory to `out` from `at` on. Returns its length with the NUL, 0 when it cannot be read.
 #[inline(always)]
-fn user_path(call: &Call, n: Option<u32>, out: *mut u8, at: usize) -> usize {
-    let Some(n) = n else { return 0 };
+fn user_path(address: u64, out: *mut u8, at: usize) -> usize {
     let at = at & (SCRATCH_LEN / 2 - 1);
     // SAFETY: the mask keeps `at` in the lower half of the slot; the argument is shorter than the upper half.
     let read =
-        unsafe { bpf_probe_read_user_str(out.add(at).cast(), ARG_PATH_MAX as u32, call.arg(n) as usize as *const _) };
+        unsafe { bpf_probe_read_user_str(out.add(at).cast(), ARG_PATH_MAX as u32, address as usize as *const _) };
     if read <= 0 { 0 } else { read as usize & (2 * ARG_PATH_MAX - 1) }
 }

@@ -22,34 +22,36 @@ pub struct Match {
 }
 
 /// Compares the file's inode, its directory's, and as many further ancestors as the agent asks for.
+///
+/// `seen` is where the flags come together: in map memory, so that the verifier takes one round of the loop for the other.
+///
+/// # Safety
+/// `seen` points to a field of a record in a scratch slot.
 #[inline(always)]
-pub fn file(file: Ptr) -> Option<Match> {
+pub unsafe fn file(file: Ptr, seen: *mut u32) -> Option<Match> {
+    // SAFETY: promised by the caller.
+    let add = |flags: u32| unsafe { core::ptr::write_volatile(seen, core::ptr::read_volatile(seen) | flags) };
     let inode = file.follow(offset!(file_inode));
     let key = WatchKey::new(inode.follow(offset!(inode_sb)).read(offset!(sb_dev)), inode.read(offset!(inode_ino)));
-    let mut matched = flags(&key).unwrap_or(0) & watch::FILE;
-    let mut parent_ino = 0;
-    let mut dentry = file.follow(offset!(file_dentry));
+    // SAFETY: as above.
+    unsafe { core::ptr::write_volatile(seen, flags(&key).unwrap_or(0) & watch::FILE) };
+    let mut dentry = file.follow(offset!(file_dentry)).follow(offset!(dentry_parent));
+    let parent_ino: u64 = dentry.follow(offset!(dentry_inode)).read(offset!(inode_ino));
+    // Dentries of one tree share a super block.
+    add(flags(&WatchKey::new(key.dev, parent_ino)).unwrap_or(0) & (watch::DIR | watch::SUBTREE));
     let depth = setting(setting::DEPTH);
-    for level in 0..MAX_DEPTH {
-        if level > 0 && (matched != 0 || level >= depth) {
+    for level in 1..MAX_DEPTH {
+        if level >= depth {
             break;
         }
-        let parent = dentry.follow(offset!(dentry_parent));
-        if parent == dentry {
-            break;
-        }
-        let ino: u64 = parent.follow(offset!(dentry_inode)).read(offset!(inode_ino));
-        let wanted = if level == 0 {
-            parent_ino = ino;
-            watch::DIR | watch::SUBTREE
-        } else {
-            watch::SUBTREE
-        };
-        // Dentries of one tree share a super block.
-        matched |= flags(&WatchKey::new(key.dev, ino)).unwrap_or(0) & wanted;
-        dentry = parent;
+        // The root is its own parent: looking at it again changes nothing.
+        dentry = dentry.follow(offset!(dentry_parent));
+        let ino: u64 = dentry.follow(offset!(dentry_inode)).read(offset!(inode_ino));
+        add(flags(&WatchKey::new(key.dev, ino)).unwrap_or(0) & watch::SUBTREE);
     }
-    (matched != 0).then_some(Match { key, parent_ino, watch: matched })
+    // SAFETY: as above.
+    let watch = unsafe { core::ptr::read_volatile(seen) };
+    (watch != 0).then_some(Match { key, parent_ino, watch })
 }
 
 /// Remembers that the current thread changed a watched inode, until its system call ends. What kubelet reads counts

@@ -39,9 +39,12 @@ enum Command {
     Doctor(Source),
     /// Perform a technique harmlessly, and say whether the alert came and how fast
     Drill(Drill),
-    /// Attach an empty program until stopped: what the benchmark compares with
+    /// Attach empty programs until stopped: what the benchmark compares with
     #[command(hide = true)]
-    Floor,
+    Floor {
+        #[arg(long, default_value = "tracepoint")]
+        hooks: Hooks,
+    },
 }
 
 /// Where to look, and with what.
@@ -125,7 +128,7 @@ pub fn main(started: Instant) -> ExitCode {
         Command::Run(run) => start(run, started),
         Command::Doctor(source) => doctor::doctor(&source.options()),
         Command::Drill(drill) => drill::drill(drill.technique, &drill.source),
-        Command::Floor => floor(),
+        Command::Floor { hooks } => floor(hooks.into()),
     };
     match result {
         Ok(code) => code,
@@ -203,9 +206,9 @@ fn start(run: Run, started: Instant) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn floor() -> anyhow::Result<ExitCode> {
-    let attached = kernel::floor()?;
-    eprintln!("ready: an empty program is attached");
+fn floor(backend: Backend) -> anyhow::Result<ExitCode> {
+    let attached = kernel::floor(backend)?;
+    eprintln!("ready: empty programs are attached");
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
         tokio::select! {

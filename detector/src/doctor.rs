@@ -120,7 +120,8 @@ fn hook_line(report: &mut String, hook: Option<&Hook>, state: &HookState) -> std
     };
     let attached = hook.and_then(|hook| hook.attach.iter().find(|attach| attach.backend.name() == backend));
     let target = attached.map_or("", |attach| attach.target);
-    writeln!(report, "  {:<10} {:<22} {backend} {target}{needed}", "ok", state.name)
+    let verified = state.verified.map(|count| format!(", {count} instructions verified")).unwrap_or_default();
+    writeln!(report, "  {:<10} {:<22} {backend} {target}{needed}{verified}", "ok", state.name)
 }
 
 /// The facts of the host that decide what can be attached.

@@ -95,6 +95,9 @@ pub struct HookState {
     pub backend: Option<String>,
     /// Why it is not attached.
     pub reason: Option<String>,
+    /// Instructions that the kernel's verifier went through; `None` where it does not tell (before 5.16).
+    #[serde(default)]
+    pub verified: Option<u32>,
     pub required: bool,
 }
 

@@ -40,7 +40,13 @@ enum Task {
     Vm(vm::Options),
     /// Loops that the benchmark times
     #[command(hide = true)]
-    Loop { what: bench::loops::Loop, count: u64, dir: PathBuf },
+    Loop {
+        what: bench::loops::Loop,
+        count: u64,
+        dir: PathBuf,
+        #[arg(default_value_t = 1)]
+        samples: u32,
+    },
 }
 
 fn main() -> ExitCode {
@@ -50,7 +56,7 @@ fn main() -> ExitCode {
         Task::Test => test::test(),
         Task::Bench(options) => bench::bench(&options),
         Task::Vm(options) => vm::vm(&options),
-        Task::Loop { what, count, dir } => bench::loops::run(what, count, &dir),
+        Task::Loop { what, count, dir, samples } => bench::loops::run(what, count, &dir, samples),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -5,6 +5,7 @@ use std::{process::Command, time::Instant};
 use crate::{
     cargo, check,
     setup::{self, Need},
+    vm,
 };
 
 /// Runs everything.
@@ -21,6 +22,7 @@ pub fn test() -> anyhow::Result<()> {
         ("tests", with(&["test", "--quiet", "--workspace", "--exclude", "detector-ebpf", "--lib", "--bins"])),
         // Programs that the live tests start beside the agent.
         ("acts", with(&["build", "--quiet", "--package", "detector", "--examples"])),
+        ("evasion suite", with(&["run", "--quiet", "--package", "detector", "--example", "evasion"])),
         // One at a time: each test has an agent of its own, and they would see one another's load.
         ("live tests", with(&["test", "--package", "detector", "--test", "*", "--", "--test-threads=1"])),
     ];
@@ -30,6 +32,10 @@ pub fn test() -> anyhow::Result<()> {
         check(&mut step).map_err(|error| error.context(format!("step `{name}` failed")))?;
         took.push(format!("{name} {:.0} s", started.elapsed().as_secs_f64()));
     }
+    eprintln!("==> virtual machines");
+    let started = Instant::now();
+    vm::vm(&vm::Options::some()).map_err(|error| error.context("step `virtual machines` failed"))?;
+    took.push(format!("virtual machines {:.0} s", started.elapsed().as_secs_f64()));
     eprintln!("==> all passed: {}", took.join(", "));
     Ok(())
 }

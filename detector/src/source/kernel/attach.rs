@@ -68,6 +68,7 @@ impl Attacher<'_> {
             name: hook.name.to_owned(),
             backend: backend.map(|backend| backend.name().to_owned()),
             reason,
+            verified: None,
             required: hook.required,
         };
         if self.without.iter().any(|name| name == hook.name) {
@@ -86,7 +87,7 @@ impl Attacher<'_> {
         for backend in backends {
             for attach in hook.attach.iter().filter(|attach| attach.backend == *backend) {
                 match self.attach(attach) {
-                    Ok(()) => return state(Some(*backend), None),
+                    Ok(verified) => return HookState { verified, ..state(Some(*backend), None) },
                     Err(reason) => reasons.push(format!("{} {}: {reason}", backend.name(), attach.target)),
                 }
             }
@@ -94,7 +95,8 @@ impl Attacher<'_> {
         state(None, Some(reasons.join("; ")))
     }
 
-    fn attach(&mut self, attach: &Attach) -> Result<(), String> {
+    /// Loads and attaches; yields how many instructions the verifier went through, where the kernel tells.
+    fn attach(&mut self, attach: &Attach) -> Result<Option<u32>, String> {
         let found = match attach.backend {
             Backend::Lsm => self.types.function(&format!("bpf_lsm_{}", attach.target)),
             Backend::Fentry | Backend::Kprobe => self.types.function(attach.target),
@@ -116,7 +118,8 @@ impl Attacher<'_> {
             }
             _ => return Err("a program of another type".to_owned()),
         };
-        done.map_err(|error| refusal(&error))
+        done.map_err(|error| refusal(&error))?;
+        Ok(program.info().ok().and_then(|info| info.verified_instruction_count()))
     }
 }
 

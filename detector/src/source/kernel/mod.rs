@@ -15,7 +15,7 @@ use std::{
 use aya::{
     Btf, Ebpf, EbpfLoader, Endianness, Pod,
     maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf},
-    programs::{BtfTracePoint, ProgramError, tp_btf::BtfTracePointLinkId},
+    programs::{BtfTracePoint, Program, ProgramError, tp_btf::BtfTracePointLinkId},
 };
 use bytes::Bytes;
 use detector_common::{KernelOffsets, WatchKey, setting};
@@ -115,6 +115,7 @@ impl Kernel {
             .btf(Some(&kernel_btf))
             .override_global("OFFSETS", &Plain(offsets), true)
             .override_global("SYSCALLS", &syscall_table, true)
+            .override_global("ARGUMENTS", &arguments(&offsets), true)
             .load(PROGRAMS)
             .map_err(|error| KernelError::Load(Box::new(error)))?;
         let settings = take(&mut ebpf, "SETTINGS")?;
@@ -142,6 +143,7 @@ impl Kernel {
                     name: SECURITY.to_owned(),
                     backend: None,
                     reason: Some(reasons),
+                    verified: None,
                     required: options.backend.is_some(),
                 });
                 options.backend.is_none()
@@ -228,7 +230,7 @@ impl Kernel {
             match (on, self.writes.take()) {
                 (true, None) => {
                     set_setting(&mut self.settings, setting::WRITES_ONLY, 1)?;
-                    self.writes = Some(attach_sys_exit(&mut self.ebpf, "sys_exit", true)?);
+                    self.writes = Some(attach_sys_exit(&mut self.ebpf, "sys_exit")?);
                 }
                 (false, Some(link)) => {
                     let program = sys_exit(&mut self.ebpf, "sys_exit")?;
@@ -268,16 +270,34 @@ impl Kernel {
 /// Name of the entry that stands for all security hooks where none can be attached.
 pub const SECURITY: &str = "security-hooks";
 
-/// Attaches the empty program that the benchmark compares with, until the returned value is dropped.
+/// Attaches the empty programs that the benchmark compares with, until the returned value is dropped.
 ///
 /// # Errors
-/// As [`Kernel::attach`], and when this one program cannot be attached.
-pub fn floor() -> Result<Ebpf, KernelError> {
+/// As [`Kernel::attach`], and when one of these programs cannot be attached.
+pub fn floor(backend: Backend) -> Result<Ebpf, KernelError> {
     let bytes = btf::read(Path::new(btf::VMLINUX))?;
     let kernel_btf = Btf::parse(&bytes, Endianness::default())?;
+    raise_memlock();
     let mut ebpf =
         EbpfLoader::new().btf(Some(&kernel_btf)).load(PROGRAMS).map_err(|e| KernelError::Load(Box::new(e)))?;
-    attach_sys_exit(&mut ebpf, "floor", true)?;
+    if backend == Backend::Tracepoint {
+        attach_sys_exit(&mut ebpf, "floor")?;
+        return Ok(ebpf);
+    }
+    for (name, target) in [
+        (format!("floor_{}_open", backend.name()), "file_open"),
+        (format!("floor_{}_rename", backend.name()), "inode_rename"),
+    ] {
+        let program = ebpf.program_mut(&name).ok_or(KernelError::Missing("floor program"))?;
+        let function = format!("security_{target}");
+        match program {
+            Program::Lsm(program) => program.load(target, &kernel_btf).and_then(|()| program.attach().map(drop)),
+            Program::FEntry(program) => program.load(&function, &kernel_btf).and_then(|()| program.attach().map(drop)),
+            Program::KProbe(program) => program.load().and_then(|()| program.attach(function, 0).map(drop)),
+            _ => return Err(KernelError::Missing("floor program")),
+        }
+        .map_err(load_error)?;
+    }
     Ok(ebpf)
 }
 
@@ -289,13 +309,18 @@ fn sys_exit<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut BtfTra
     ebpf.program_mut(name).ok_or(KernelError::Missing(name))?.try_into().map_err(load_error)
 }
 
-fn attach_sys_exit(ebpf: &mut Ebpf, name: &'static str, load: bool) -> Result<BtfTracePointLinkId, KernelError> {
+fn attach_sys_exit(ebpf: &mut Ebpf, name: &'static str) -> Result<BtfTracePointLinkId, KernelError> {
     let program = sys_exit(ebpf, name)?;
-    if load {
-        let kernel_btf = Btf::from_sys_fs()?;
-        program.load("sys_exit", &kernel_btf).map_err(load_error)?;
-    }
+    program.load("sys_exit", &Btf::from_sys_fs()?).map_err(load_error)?;
     program.attach().map_err(load_error)
+}
+
+/// Where system calls' arguments are in the registers: native ones, then those of 32-bit callers.
+fn arguments(offsets: &KernelOffsets) -> [u32; 8] {
+    let of = offsets;
+    let native = [of.x86_regs_di, of.x86_regs_si, of.x86_regs_dx, of.x86_regs_r10];
+    let compat = [of.x86_regs_bx, of.x86_regs_cx, of.x86_regs_dx, of.x86_regs_si];
+    std::array::from_fn(|n| if n < 4 { native[n] } else { compat[n - 4] })
 }
 
 /// Kernels before 5.11 account BPF memory as locked memory. Where it cannot be raised, it need not be.

@@ -1,0 +1,88 @@
+//! The matrix as a page of the documentation.
+
+use std::{collections::BTreeMap, fmt::Write as _};
+
+use super::Outcome;
+
+/// What the cases of each number do.
+const CASES: [(u64, &str); 24] = [
+    (1, "`open(O_CREAT)` and `write`"),
+    (2, "`creat`"),
+    (3, "`openat2`"),
+    (4, "through a bind mount in another mount namespace"),
+    (5, "through a symlinked parent directory"),
+    (6, "through `/proc/1/root`"),
+    (7, "a dotfile, renamed"),
+    (8, "renamed in from elsewhere, and exchanged"),
+    (9, "a hard link"),
+    (10, "a symbolic link, then an edit of its target"),
+    (11, "an inherited directory descriptor after `chroot`"),
+    (12, "`truncate` and `ftruncate`"),
+    (13, "`copy_file_range`, `sendfile`, `splice`"),
+    (14, "io_uring"),
+    (15, "a bind mount over one manifest"),
+    (16, "tmpfs over the directory"),
+    (17, "a mount in kubelet's mount namespace only"),
+    (18, "the directory replaced by another"),
+    (19, "another path in kubelet's configuration, or on a new kubelet's command line"),
+    (20, "a manifest URL in kubelet's configuration"),
+    (21, "a distribution's own directory (k3s)"),
+    (22, "a writable descriptor older than the agent"),
+    (23, "a process called `kubelet`, `sed`, `dpkg`, `iou-wrk-1`"),
+    (24, "several of these under a flood of file events"),
+];
+
+/// The page.
+pub fn page(outcomes: &[Outcome]) -> String {
+    let mut page = "# Coverage of the evasion suite\n\n\
+        Every way of changing a node's static pods that we know, done for real beside the agent, on Debian's kernels in\n\
+        virtual machines and by each way to attach. Written by `cargo xtask vm --all --coverage docs/coverage.md`; the acts are\n\
+        `detector/examples/act.rs`, the suite `detector/examples/evasion.rs`.\n\n\
+        **detected**: an alert that names the process that did it. **unattributed**: an alert that names nobody. **missed**: no\n\
+        alert. A case with several variants shows the worst.\n\n"
+        .to_owned();
+    let mut columns: Vec<(&str, &str)> = Vec::new();
+    let mut worst: BTreeMap<(u64, (&str, &str)), &str> = BTreeMap::new();
+    for outcome in outcomes {
+        for case in &outcome.cases {
+            let column = (outcome.series.as_str(), case.backend.as_str());
+            if !columns.contains(&column) {
+                columns.push(column);
+            }
+            let known = worst.entry((case.case, column)).or_insert("detected");
+            if rank(&case.result) > rank(known) {
+                *known = &case.result;
+            }
+        }
+    }
+    let _ = writeln!(
+        page,
+        "| # | act | {} |",
+        columns.iter().map(|(s, b)| format!("{s} {b}")).collect::<Vec<_>>().join(" | ")
+    );
+    let _ = writeln!(page, "|---|---|{}", "---|".repeat(columns.len()));
+    for (number, what) in CASES {
+        let cells: Vec<_> = columns.iter().map(|column| *worst.get(&(number, *column)).unwrap_or(&"not run")).collect();
+        let _ = writeln!(page, "| {number} | {what} | {} |", cells.join(" | "));
+    }
+    let twins: Vec<_> = columns.iter().map(|column| *worst.get(&(0, *column)).unwrap_or(&"not run")).collect();
+    let _ = writeln!(page, "| | benign twins: the same calls next door, reads, touches | {} |", twins.join(" | "));
+    page.push_str("\nKernels:");
+    for outcome in outcomes {
+        let _ = write!(page, " {}", outcome.version);
+    }
+    page.push_str(
+        ".\n\nThe tracepoint backend sees io_uring requests from 6.4 on only: before that, what they did is found by the slow timer.\n",
+    );
+    page
+}
+
+fn rank(result: &str) -> u32 {
+    match result {
+        "detected" => 0,
+        "silent" => 1,
+        "unattributed" => 2,
+        "misattributed" => 3,
+        _ => 4,
+    }
+}
