@@ -247,7 +247,7 @@ pub struct Cgroup {
     pub zero: [u8; 2],
 }
 
-const _: () = assert!(size_of::<Header>() == 72);
+const _: () = assert!(size_of::<Header>() == 72 && core::mem::offset_of!(Header, comm) % 8 == 0);
 const _: () = assert!(size_of::<Exec>() == 72 + 16 + 16 + 16);
 const _: () = assert!(size_of::<Fork>() == 72 + 32);
 const _: () = assert!(size_of::<Exit>() == 72 + 8);

@@ -5,7 +5,7 @@ use detector_common::{Cgroup, PATH_MAX, hook, kind, scratch};
 
 use crate::{
     emit::{self, Ring},
-    kernel::{self, Ptr, arg, current},
+    kernel::{self, Detail, Ptr, arg, current},
     maps::offset,
 };
 
@@ -24,7 +24,7 @@ fn made(cgroup: Ptr, path: Ptr) -> Option<()> {
     let id = cgroup.follow(offset!(cgroup_kn)).read(offset!(kn_id));
     let scratch = emit::scratch(scratch::CGROUP)?;
     let record = scratch.cast::<Cgroup>();
-    kernel::header(record.cast(), kind::CGROUP, hook::CGROUP_MKDIR, current());
+    kernel::header(record.cast(), kind::CGROUP, hook::CGROUP_MKDIR, current(), Detail::Full);
     // SAFETY: the slot is longer than the body and the longest path together.
     let read = unsafe {
         bpf_probe_read_kernel_str(scratch.cast::<u8>().add(BODY).cast(), PATH_MAX as u32, path.0 as *const _)

@@ -8,7 +8,7 @@ use aya_ebpf::{
 use detector_common::Header;
 
 use crate::{
-    kernel::Ptr,
+    kernel::{Detail, Ptr},
     maps::{ALERTING, CONTEXT, LOST, SCRATCH, SCRATCH_LEN, Scratch},
 };
 
@@ -59,13 +59,19 @@ pub fn lost(hook: u16) {
 /// `T` starts with a [`Header`]; `fill` writes every field after it.
 #[inline(always)]
 pub fn fixed<T: 'static>(ring: Ring, kind: u16, hook: u16, task: Ptr, fill: impl FnOnce(*mut T)) {
+    detailed(ring, kind, hook, task, Detail::Full, fill);
+}
+
+/// The same with less of a header.
+#[inline(always)]
+pub fn detailed<T: 'static>(ring: Ring, kind: u16, hook: u16, task: Ptr, detail: Detail, fill: impl FnOnce(*mut T)) {
     let Some(mut entry) = ring.map().reserve::<T>(0) else {
         lost(hook);
         return;
     };
     let record = entry.as_mut_ptr();
     let header = record.cast::<Header>();
-    crate::kernel::header(header, kind, hook, task);
+    crate::kernel::header(header, kind, hook, task, detail);
     // SAFETY: the entry is as long as `T`, which starts with a header.
     unsafe { (*header).len = size_of::<T>() as u32 };
     fill(record);

@@ -62,11 +62,22 @@ pub fn current_id() -> u64 {
     bpf_get_current_pid_tgid()
 }
 
+/// How much of the header a record needs. Forks and exits are most of what happens on a node, and what they leave out the
+/// agent knows.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Detail {
+    Full,
+    /// All but the namespaces.
+    Fork,
+    /// Which process, and when.
+    Exit,
+}
+
 /// Writes a record's header about `task`, which is the current one.
 ///
 /// What cannot be read is zero: a header is worth more than none.
 #[inline(always)]
-pub fn header(out: *mut Header, kind: u16, hook: u16, task: Ptr) {
+pub fn header(out: *mut Header, kind: u16, hook: u16, task: Ptr, detail: Detail) {
     let id = current_id();
     // SAFETY: `out` points to a header's worth of map or ring-buffer memory; the helpers have no preconditions.
     unsafe {
@@ -75,14 +86,28 @@ pub fn header(out: *mut Header, kind: u16, hook: u16, task: Ptr) {
         (*out).len = 0;
         (*out).time_ns = bpf_ktime_get_boot_ns();
         (*out).start_ns = task.follow(offset!(task_leader)).read(offset!(task_start));
-        (*out).cgroup = bpf_get_current_cgroup_id();
         (*out).tgid = (id >> 32) as u32;
         (*out).tid = id as u32;
-        (*out).uid = task.follow(offset!(task_cred)).read(offset!(cred_uid));
-        (*out).login_uid = task.read(offset!(task_loginuid));
-        (*out).mnt_ns = task.follow(offset!(task_nsproxy)).follow(offset!(nsproxy_mnt)).read(offset!(mnt_ns_inum));
-        (*out).pid_ns = pid_ns(task);
-        (*out).comm = task.read(offset!(task_comm));
+        // The name as two words: it lies on an 8-byte boundary, which its type does not say.
+        let comm = (&raw mut (*out).comm).cast::<[u64; 2]>();
+        if detail == Detail::Exit {
+            (*out).cgroup = 0;
+            (*out).uid = 0;
+            (*out).login_uid = u32::MAX;
+            *comm = [0; 2];
+        } else {
+            (*out).cgroup = bpf_get_current_cgroup_id();
+            (*out).uid = task.follow(offset!(task_cred)).read(offset!(cred_uid));
+            (*out).login_uid = task.read(offset!(task_loginuid));
+            *comm = task.read(offset!(task_comm));
+        }
+        if detail == Detail::Full {
+            (*out).mnt_ns = task.follow(offset!(task_nsproxy)).follow(offset!(nsproxy_mnt)).read(offset!(mnt_ns_inum));
+            (*out).pid_ns = pid_ns(task);
+        } else {
+            (*out).mnt_ns = 0;
+            (*out).pid_ns = 0;
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use detector_common::{Open, hook, kind, scratch, watch};
 
 use crate::{
     emit::{self, Ring},
-    kernel::{self, Ptr, current, load},
+    kernel::{self, Detail, Ptr, current, load},
     maps::offset,
     path, security, watched,
 };
@@ -36,7 +36,7 @@ pub fn report(task: Ptr, file: Ptr, mode: u32, by: &Reporter) -> u32 {
     let record = scratch.cast::<Open>();
     // SAFETY: `record` lies in a scratch slot.
     let Some(found) = (unsafe { watched::file(file, &raw mut (*record).watch) }) else { return 0 };
-    kernel::header(record.cast(), by.kind, by.hook, task);
+    kernel::header(record.cast(), by.kind, by.hook, task, Detail::Full);
     // SAFETY: `record` lies in a scratch slot.
     let path = unsafe { path::Length::new(&raw mut (*record).path_len) };
     let flags = path::write::<12>(file, scratch, BODY, path);

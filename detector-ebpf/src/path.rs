@@ -45,27 +45,26 @@ impl Length {
 pub fn write<const STEPS: u32>(file: Ptr, out: *mut Scratch, at: usize, len: Length) -> u32 {
     let mut dentry: usize = file.read(offset!(file_dentry));
     let mut vfsmount: usize = file.read(offset!(file_mnt));
+    let mut root: usize = Ptr(vfsmount).read(offset!(vfsmount_root));
     for _ in 0..STEPS {
-        // Both ways up are read, whichever is taken: the verifier follows less of each step twice.
         let parent: usize = Ptr(dentry).read(offset!(dentry_parent));
-        let mount = vfsmount.wrapping_sub(offset!(mount_mnt));
-        let above: usize = Ptr(mount).read(offset!(mount_parent));
-        let point: usize = Ptr(mount).read(offset!(mount_mountpoint));
-        let root: usize = Ptr(vfsmount).read(offset!(vfsmount_root));
+        if parent == dentry || root == dentry {
+            // The root of this mount: go on where it is mounted. A mount that is its own parent is the namespace's root.
+            let mount = vfsmount.wrapping_sub(offset!(mount_mnt));
+            let above: usize = Ptr(mount).read(offset!(mount_parent));
+            if above == mount {
+                return 0;
+            }
+            dentry = Ptr(mount).read(offset!(mount_mountpoint));
+            vfsmount = above.wrapping_add(offset!(mount_mnt));
+            root = Ptr(vfsmount).read(offset!(vfsmount_root));
+            continue;
+        }
         let name: usize = Ptr(dentry).read(offset!(dentry_name));
         let to = (at + len.get()) & (SCRATCH_LEN / 2 - 1);
         // SAFETY: the mask keeps `to` in the lower half of the scratch slot, and a name is shorter than the upper half.
         let read =
             unsafe { bpf_probe_read_kernel_str(out.cast::<u8>().add(to).cast(), NAME_MAX as u32, name as *const _) };
-        if parent == dentry || root == dentry {
-            // The root of this mount: go on where it is mounted. A mount that is its own parent is the namespace's root.
-            if above == mount {
-                return 0;
-            }
-            dentry = point;
-            vfsmount = above.wrapping_add(offset!(mount_mnt));
-            continue;
-        }
         if read <= 0 || len.get() > PATH_MAX {
             break;
         }

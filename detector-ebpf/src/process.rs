@@ -5,7 +5,7 @@ use detector_common::{ARGV_MAX, ARGV_TRUNCATED, EXE_DELETED, Exec, Exit, Fork, h
 
 use crate::{
     emit::{self, Ring},
-    kernel::{self, Ptr, arg},
+    kernel::{self, Detail, Ptr, arg},
     maps::{SCRATCH_LEN, offset},
     path, watched,
 };
@@ -24,7 +24,7 @@ fn exec(task: Ptr, bprm: Ptr) -> Option<()> {
     const BODY: usize = size_of::<Exec>();
     let scratch = emit::scratch(scratch::EXEC)?;
     let record = scratch.cast::<Exec>();
-    kernel::header(record.cast(), kind::EXEC, hook::EXEC, task);
+    kernel::header(record.cast(), kind::EXEC, hook::EXEC, task, Detail::Full);
     let file = bprm.follow(offset!(bprm_file));
     let inode = file.follow(offset!(file_inode));
     // SAFETY: `record` lies in this hook's scratch slot.
@@ -82,7 +82,7 @@ fn fork(task: Ptr, child: Ptr) {
         return; // A thread is no process.
     }
     let parent = child.follow(offset!(task_parent)).follow(offset!(task_leader));
-    emit::fixed(Ring::Context, kind::FORK, hook::FORK, task, |record: *mut Fork| {
+    emit::detailed(Ring::Context, kind::FORK, hook::FORK, task, Detail::Fork, |record: *mut Fork| {
         // SAFETY: `record` points to reserved ring-buffer memory.
         unsafe {
             (*record).child_tgid = tgid;
@@ -110,7 +110,7 @@ fn exit(task: Ptr) {
     if task.follow(offset!(task_signal)).read::<u32>(offset!(signal_live)) != 0 {
         return;
     }
-    emit::fixed(Ring::Context, kind::EXIT, hook::EXIT, task, |record: *mut Exit| {
+    emit::detailed(Ring::Context, kind::EXIT, hook::EXIT, task, Detail::Exit, |record: *mut Exit| {
         // SAFETY: `record` points to reserved ring-buffer memory.
         unsafe {
             (*record).code = task.read(offset!(task_exit_code));

@@ -16,7 +16,7 @@ use detector_common::{
 
 use crate::{
     emit::{self, Ring},
-    kernel::{self, Ptr, arg, current, current_id, load},
+    kernel::{self, Detail, Ptr, arg, current, current_id, load},
     maps::{SCRATCH_LEN, Touch, argument_offset, offset, setting, syscall_class},
     open::{self, FMODE_WRITE, Reporter},
     watched,
@@ -191,7 +191,7 @@ fn paths(task: Ptr, call: &Call, touch: Touch, ring: Ring) {
     const BODY: usize = size_of::<PathCall>();
     let Some(scratch) = emit::scratch(scratch::SYSCALL_PATHS) else { return };
     let record = scratch.cast::<PathCall>();
-    kernel::header(record.cast(), kind::PATH, hook::SYS_EXIT, task);
+    kernel::header(record.cast(), kind::PATH, hook::SYS_EXIT, task, Detail::Full);
     let first = user_path(call.path_arg(0), scratch.cast(), BODY);
     let second = user_path(call.path_arg(1), scratch.cast(), BODY + first);
     // SAFETY: the slot is longer than the body.

@@ -134,7 +134,8 @@ fn main() -> Done {
             mount(Some("none"), &dir, Some("tmpfs"), MsFlags::empty(), None::<&str>)?;
             fs::write(dir.join("a.yaml"), &text)?;
         }
-        "flood" => flood(&dir)?,
+        "flood" => flood(&dir, name.parse()?)?,
+        "storm" => storm(&dir)?,
         other => return Err(format!("no act is called {other}").into()),
     }
     Ok(())
@@ -150,17 +151,25 @@ fn kubelet() -> Done {
     Ok(())
 }
 
-/// File events as fast as they go, until `stop` appears.
-fn flood(dir: &Path) -> Done {
+/// So many file events, as fast as they go.
+fn flood(dir: &Path, events: u64) -> Done {
     let names = ["a", "b"].map(|end| dir.join(format!("flood-{}-{end}", std::process::id())));
-    let mut events = 0_u64;
-    while events % 300 != 0 || !dir.join("stop").exists() {
+    for _ in 0..events.div_ceil(3) {
         fs::write(&names[0], "x")?;
         fs::rename(&names[0], &names[1])?;
         fs::remove_file(&names[1])?;
-        events += 3;
     }
-    println!("{events}");
+    Ok(())
+}
+
+/// Processes that execute a program and end, one after the other, until `stop` appears; prints how many.
+fn storm(dir: &Path) -> Done {
+    let mut count = 0_u64;
+    while !dir.join("stop").exists() {
+        std::process::Command::new("/proc/self/exe").stderr(std::process::Stdio::null()).status()?;
+        count += 1;
+    }
+    println!("{count}");
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! The evasion suite: every way of changing a node's static pods, done for real beside one agent.
 //!
-//! `evasion [ARGUMENT OF detector run]...` prints a line of JSON for each case: detected and attributed to the process that
+//! `evasion [--flood FILE_EVENTS] [ARGUMENT OF detector run]...` prints a line of JSON for each case: detected and attributed to the process that
 //! did it, detected and unattributed, attributed to somebody else, or missed; and whether its benign twin stayed silent.
 
 use std::{
@@ -77,6 +77,7 @@ struct Suite {
     alerts: Receiver<Value>,
     /// Alerts that came while another was waited for.
     kept: Vec<Value>,
+    told_of_losses: bool,
     failed: bool,
 }
 
@@ -92,7 +93,12 @@ fn main() -> ExitCode {
 }
 
 fn run() -> anyhow::Result<bool> {
-    let args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let mut args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let events = match args.iter().position(|arg| arg == "--flood") {
+        Some(at) => args.drain(at..(at + 2).min(args.len())).nth(1).and_then(|count| count.to_str()?.parse().ok()),
+        None => Some(100_000),
+    };
+    let events = events.context("--flood takes a number of file events")?;
     anyhow::ensure!(
         nix::unistd::geteuid().is_root(),
         "the evasion suite loads BPF programs and mounts: run it as root"
@@ -105,7 +111,7 @@ fn run() -> anyhow::Result<bool> {
     }
     let root = std::env::temp_dir().join(format!("evasion-{}", std::process::id()));
     fs::create_dir(&root)?;
-    let done = with_root(&root, &act, &detector, &args);
+    let done = with_root(&root, &act, &detector, &args, events);
     // Mounts on mounts: as often as it takes.
     for case in ["tmpfs", "bind-over"] {
         while nix::mount::umount2(&root.join(case), nix::mount::MntFlags::MNT_DETACH).is_ok() {}
@@ -115,7 +121,7 @@ fn run() -> anyhow::Result<bool> {
     done
 }
 
-fn with_root(root: &Path, act: &Path, detector: &Path, args: &[OsString]) -> anyhow::Result<bool> {
+fn with_root(root: &Path, act: &Path, detector: &Path, args: &[OsString], events: u64) -> anyhow::Result<bool> {
     let mut dirs: Vec<PathBuf> = Vec::new();
     for case in &CASES {
         let dir = root.join(case.name);
@@ -169,11 +175,23 @@ fn with_root(root: &Path, act: &Path, detector: &Path, args: &[OsString]) -> any
             break;
         }
     }
-    thread::spawn(move || {
-        errors.iter().filter(|line| line.starts_with("degraded:")).for_each(|line| eprintln!("{line}"))
+    let statistics = thread::spawn(move || {
+        errors.iter().find_map(|line| {
+            if line.starts_with("degraded:") {
+                eprintln!("{line}");
+            }
+            serde_json::from_str::<Value>(line.strip_prefix("stats: ")?).ok()
+        })
     });
-    let mut suite =
-        Suite { root: root.to_owned(), act: act.to_owned(), agent, alerts, kept: Vec::new(), failed: false };
+    let mut suite = Suite {
+        root: root.to_owned(),
+        act: act.to_owned(),
+        agent,
+        alerts,
+        kept: Vec::new(),
+        told_of_losses: false,
+        failed: false,
+    };
 
     for case in &CASES {
         let file = suite.root.join(case.name).join("a.yaml");
@@ -194,7 +212,7 @@ fn with_root(root: &Path, act: &Path, detector: &Path, args: &[OsString]) -> any
     suite.expect_title(20, "url", Some(pid), &expected);
     let pid = suite.act("create", "k3s/agent/pod-manifests", "a.yaml", POD)?;
     suite.expect(21, "k3s", pid, &root.join("k3s/agent/pod-manifests/a.yaml"), "added");
-    suite.flood()?;
+    suite.flood(events)?;
     suite.twins()?;
 
     for child in [&mut mounting, &mut configured, &mut k3s, &mut second] {
@@ -204,6 +222,8 @@ fn with_root(root: &Path, act: &Path, detector: &Path, args: &[OsString]) -> any
     let pid = nix::unistd::Pid::from_raw(i32::try_from(suite.agent.id())?);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
     anyhow::ensure!(suite.agent.wait()?.success(), "the agent failed");
+    let statistics = statistics.join().ok().flatten().context("the agent gave no statistics")?;
+    suite.losses(&statistics["lost"])?;
     Ok(!suite.failed)
 }
 
@@ -362,31 +382,52 @@ impl Suite {
         Ok(())
     }
 
-    /// Case 24: some of the others while two processes flood the node with file events.
-    fn flood(&mut self) -> anyhow::Result<()> {
+    /// Case 24: some of the others again and again, while two processes flood the node with file events and a third forks
+    /// and executes.
+    fn flood(&mut self, events: u64) -> anyhow::Result<()> {
         let place = self.root.join("place");
-        let flooders: Vec<_> = (0..2)
-            .map(|_| {
-                Command::new(&self.act)
-                    .args(["flood".as_ref(), place.as_os_str(), "".as_ref()])
-                    .stdin(Stdio::null())
-                    .stdout(Stdio::piped())
-                    .spawn()
-            })
-            .collect::<Result<_, _>>()?;
-        for act in ["create", "creat", "rename", "move", "link", "bind", "splice", "io-uring"] {
-            let name = format!("{act}.yaml");
-            let pid = self.act(act, "flood", &name, POD)?;
-            let file = self.root.join("flood").join(&name);
-            self.expect(24, act, pid, &file, "added");
+        let start = |act: &str, name: &str| {
+            let args = [act.as_ref(), place.as_os_str(), name.as_ref()];
+            Command::new(&self.act).args(args).stdin(Stdio::null()).stdout(Stdio::piped()).spawn()
+        };
+        let half = (events / 2).to_string();
+        let mut flooders = [start("flood", &half)?, start("flood", &half)?];
+        let storm = start("storm", "")?;
+        let mut round = 0;
+        loop {
+            for act in ["create", "creat", "rename", "move", "link", "bind", "splice", "io-uring"] {
+                let name = format!("{act}-{round}.yaml");
+                let pid = self.act(act, "flood", &name, POD)?;
+                let file = self.root.join("flood").join(&name);
+                self.expect(24, act, pid, &file, "added");
+            }
+            round += 1;
+            let mut ended = true;
+            for flooder in &mut flooders {
+                ended &= flooder.try_wait()?.is_some();
+            }
+            if ended {
+                break;
+            }
         }
         fs::write(place.join("stop"), "")?;
-        let mut events = 0;
-        for flooder in flooders {
-            let said = String::from_utf8(flooder.wait_with_output()?.stdout)?;
-            events += said.trim().parse::<u64>()?;
+        let forks = String::from_utf8(storm.wait_with_output()?.stdout)?;
+        eprintln!("flood: {events} file events and {} fork+execs during {round} rounds of 8 acts", forks.trim());
+        Ok(())
+    }
+
+    /// What was lost: context may be, and then the agent says so; what can raise an alert may not.
+    fn losses(&mut self, lost: &Value) -> anyhow::Result<()> {
+        const CONTEXT: [&str; 4] = ["fork", "exec", "exit", "cgroup"];
+        let lost = lost.as_object().context("no losses in the statistics")?;
+        if !lost.is_empty() {
+            eprintln!("lost: {}", Value::Object(lost.clone()));
         }
-        eprintln!("flood: {events} file events");
+        self.failed |= lost.keys().any(|hook| !CONTEXT.contains(&hook.as_str()));
+        if !lost.is_empty() && !self.told_of_losses {
+            eprintln!("the agent did not tell of its losses");
+            self.failed = true;
+        }
         Ok(())
     }
 
@@ -396,7 +437,10 @@ impl Suite {
             while let Ok(alert) = suite.alerts.recv_timeout(SILENCE) {
                 suite.kept.push(alert);
             }
-            std::mem::take(&mut suite.kept)
+            let (losses, others) =
+                suite.kept.drain(..).partition::<Vec<_>, _>(|alert| alert["technique"]["id"] == "detector-tampering");
+            suite.told_of_losses |= !losses.is_empty();
+            others
         };
         // What is still under way belongs to the acts before.
         let mut before: BTreeMap<String, u32> = BTreeMap::new();

@@ -22,7 +22,10 @@ pub fn test() -> anyhow::Result<()> {
         ("tests", with(&["test", "--quiet", "--workspace", "--exclude", "detector-ebpf", "--lib", "--bins"])),
         // Programs that the live tests start beside the agent.
         ("acts", with(&["build", "--quiet", "--package", "detector", "--examples"])),
-        ("evasion suite", with(&["run", "--quiet", "--package", "detector", "--example", "evasion"])),
+        (
+            "evasion suite",
+            with(&["run", "--quiet", "--package", "detector", "--example", "evasion", "--", "--flood", "1000000"]),
+        ),
         // One at a time: each test has an agent of its own, and they would see one another's load.
         ("live tests", with(&["test", "--package", "detector", "--test", "*", "--", "--test-threads=1"])),
     ];

@@ -30,6 +30,9 @@ pub struct Options {
     /// Write every figure to FILE as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Count instructions in a virtual machine instead: they repeat, and every backend is there
+    #[arg(long, value_name = "SERIES", num_args = 0..=1, default_missing_value = "6.12")]
+    vm: Option<String>,
     /// Fewer pairs and plants: a look, not a measurement
     #[arg(long)]
     quick: bool,
@@ -93,6 +96,9 @@ struct Storm {
 /// # Errors
 /// When something cannot be run. A bar that is missed is a figure, not an error.
 pub fn bench(options: &Options) -> anyhow::Result<()> {
+    if let Some(series) = &options.vm {
+        return crate::vm::bench(series, options.json.as_deref());
+    }
     let detector = crate::build()?;
     let dir = std::env::temp_dir().join(format!("detector-bench-{}", std::process::id()));
     let manifests = dir.join("manifests");

@@ -1,5 +1,6 @@
 #!/bin/busybox sh
-# The first process of a test machine: mounts, runs the suite, says the verdict on the second serial line, powers off.
+# The first process of a test machine: mounts, does what the command line says, and powers off. Results go to the second
+# serial line.
 /bin/busybox --install -s /bin
 export PATH=/bin
 mount -t proc proc /proc
@@ -11,19 +12,60 @@ mount -t securityfs securityfs /sys/kernel/security
 mount -t debugfs debugfs /sys/kernel/debug
 mount -t tracefs tracefs /sys/kernel/tracing
 hostname "$(uname -r)"
+said() { grep -q "$1" /proc/cmdline; }
 
-if grep -q detector.shell /proc/cmdline; then
+suite() {
+    status=0
+    for backend in lsm fentry kprobe tracepoint; do
+        echo "backend $backend"
+        /suite/detector doctor --hooks $backend --manifest-dir /tmp |
+            sed -n 's/^  ok  *\([^ ]*\) .*, \([0-9]*\) instructions verified$/verified \2 \1/p'
+        /suite/examples/evasion --flood 10000 --hooks $backend || status=$?
+    done
+    echo "verdict $status"
+}
+
+# What each loop takes with nothing attached, with empty programs on the same hooks, and with the agent.
+measure() {
+    for loop in open-close open-write rename; do
+        echo "cost $backend $1 $loop 500 $(/suite/xtask loop $loop 500 /tmp/bench 40)"
+    done
+    echo "cost $backend $1 fork-exec 20 $(/suite/xtask loop fork-exec 20 /tmp/bench 20)"
+}
+
+beside() {
+    name=$1
+    shift
+    "$@" >/dev/null 2>/tmp/said &
+    until grep -q '^ready' /tmp/said; do
+        kill -0 $! 2>/dev/null || { cat /tmp/said; return 1; }
+        sleep 0.1
+    done
+    sleep 1
+    measure "$name"
+    kill $!
+    wait $!
+}
+
+costs() {
+    status=0
+    mkdir /tmp/bench /tmp/watched
+    # Twice over: the least of all counts.
+    for backend in lsm fentry kprobe tracepoint lsm fentry kprobe tracepoint; do
+        measure none
+        beside floor /suite/detector floor --hooks $backend || status=1
+        beside agent /suite/detector run --hooks $backend --no-default-dirs --manifest-dir /tmp/watched || status=1
+    done
+    echo "verdict $status"
+}
+
+if said detector.shell; then
     echo "the agent is /suite/detector, the suite /suite/examples/evasion"
     setsid cttyhack sh
     poweroff -f
 fi
-
 exec </dev/null >/dev/ttyS1 2>&1
-status=0
-for backend in lsm fentry kprobe tracepoint; do
-    echo "backend $backend"
-    /suite/examples/evasion --hooks $backend || status=$?
-done
-echo "verdict $status"
+if said detector.suite; then suite; fi
+if said detector.bench; then costs; fi
 sync
 poweroff -f

@@ -2,13 +2,14 @@
 //!
 //! Everything is emulated (TCG): it works where KVM does not, and a kernel boots in about five seconds.
 
+mod cost;
 mod coverage;
 mod kernels;
 
 use std::{
     collections::BTreeMap,
     fs,
-    io::{BufRead as _, BufReader, Write as _},
+    io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -25,8 +26,10 @@ use kernels::Kernel;
 const ALL: [&str; 5] = ["5.10", "6.1", "6.12", "6.18", "7.3"];
 /// The oldest, a middle one and the newest: what `cargo xtask test` runs.
 const SOME: [&str; 3] = ["5.10", "6.12", "7.3"];
+/// Most instructions that the verifier may go through for one program.
+const VERIFIED_MAX: u32 = 4_000;
 /// A machine that says nothing for so long is stuck.
-const LIMIT: Duration = Duration::from_secs(240);
+const LIMIT: Duration = Duration::from_secs(600);
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -63,6 +66,15 @@ struct Outcome {
     /// Set when the machine came to no verdict.
     error: Option<String>,
     cases: Vec<CaseResult>,
+    /// Instructions that the verifier went through; empty on kernels that do not tell.
+    verified: Vec<Verified>,
+}
+
+#[derive(Debug, Serialize)]
+struct Verified {
+    backend: String,
+    hook: String,
+    count: u32,
 }
 
 #[derive(Debug, Serialize)]
@@ -85,13 +97,10 @@ pub fn vm(options: &Options) -> anyhow::Result<()> {
         (false, []) => SOME.to_vec(),
         (false, some) => some.iter().map(String::as_str).collect(),
     };
-    let place = root().join("target/vm");
-    kernels::tools()?;
-    let kernels = kernels::fetch(&wanted, &place.join("kernels"))?;
-    let initrd = initrd(&place)?;
+    let (kernels, initrd, place) = prepare(&wanted)?;
     if options.shell {
         let kernel = kernels.first().context("no kernel")?;
-        return check(machine(kernel, &initrd, "detector.shell").args(["-serial", "mon:stdio"]));
+        return check(machine(kernel, &initrd, "detector.shell").args(["-smp", "2", "-serial", "mon:stdio"]));
     }
     let mut outcomes = Vec::new();
     for kernel in &kernels {
@@ -112,10 +121,30 @@ pub fn vm(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What booting needs: kernels, the initial file system, and a place for logs.
+fn prepare(wanted: &[&str]) -> anyhow::Result<(Vec<Kernel>, PathBuf, PathBuf)> {
+    let place = root().join("target/vm");
+    kernels::tools()?;
+    let kernels = kernels::fetch(wanted, &place.join("kernels"))?;
+    let initrd = initrd(&place)?;
+    Ok((kernels, initrd, place))
+}
+
+/// Measures instructions on one kernel: `cargo xtask bench --vm`.
+///
+/// # Errors
+/// When the machine cannot be set up or comes to no verdict.
+pub fn bench(series: &str, json: Option<&Path>) -> anyhow::Result<()> {
+    let (kernels, initrd, place) = prepare(&[series])?;
+    let kernel = kernels.first().context("no kernel")?;
+    cost::measure(kernel, &initrd, &place, json)
+}
+
 impl Outcome {
     fn fine(&self) -> bool {
         self.error.is_none()
             && !self.cases.is_empty()
+            && self.verified.iter().all(|program| program.count < VERIFIED_MAX)
             && self.cases.iter().all(|case| matches!(case.result.as_str(), "detected" | "unattributed" | "silent"))
     }
 }
@@ -128,7 +157,17 @@ fn initrd(place: &Path) -> anyhow::Result<PathBuf> {
     let target = root().join("target/static");
     check(
         cargo()
-            .args(["build", "--quiet", "--release", "--package", "detector", "--bins", "--examples"])
+            .args([
+                "build",
+                "--quiet",
+                "--release",
+                "--package",
+                "detector",
+                "--package",
+                "xtask",
+                "--bins",
+                "--examples",
+            ])
             .args(["--target", TARGET, "--target-dir"])
             .arg(&target)
             .env("RUSTFLAGS", "-C target-feature=+crt-static -C strip=symbols"),
@@ -142,7 +181,9 @@ fn initrd(place: &Path) -> anyhow::Result<PathBuf> {
     }
     fs::copy("/bin/busybox", tree.join("bin/busybox"))?;
     let built = target.join(TARGET).join("release");
-    fs::copy(built.join("detector"), tree.join("suite/detector"))?;
+    for program in ["detector", "xtask"] {
+        fs::copy(built.join(program), tree.join("suite").join(program))?;
+    }
     for program in ["act", "evasion"] {
         fs::copy(built.join("examples").join(program), tree.join("suite/examples").join(program))?;
     }
@@ -167,37 +208,64 @@ fn write_executable(path: &Path, text: &str) -> anyhow::Result<()> {
 /// A machine that boots a kernel and ends when it powers off.
 fn machine(kernel: &Kernel, initrd: &Path, arguments: &str) -> Command {
     let mut qemu = Command::new("qemu-system-x86_64");
-    qemu.args(["-accel", "tcg", "-machine", "q35", "-cpu", "max", "-smp", "2", "-m", "1024"]);
+    qemu.args(["-accel", "tcg", "-machine", "q35", "-cpu", "max", "-m", "1024"]);
     qemu.args(["-nodefaults", "-display", "none", "-no-reboot"]);
     qemu.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(initrd);
     qemu.arg("-append").arg(format!("console=ttyS0 quiet panic=-1 lsm=lockdown,yama,bpf {arguments}"));
     qemu
 }
 
-/// Boots, runs the suite, and reads what it says line by line.
+/// Boots a machine, and passes on what it says line by line. Yields what its verdict is; `None` when it came to none.
+fn lines(
+    kernel: &Kernel,
+    initrd: &Path,
+    place: &Path,
+    arguments: &str,
+    options: &[&str],
+    mut each: impl FnMut(&str) -> anyhow::Result<()>,
+) -> anyhow::Result<Option<u32>> {
+    let log = place.join(format!("{}.log", kernel.series));
+    let mut qemu = machine(kernel, initrd, arguments);
+    qemu.args(options).arg("-serial").arg(format!("file:{}", log.display())).args(["-serial", "stdio"]);
+    let mut child = qemu.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("starting qemu-system-x86_64")?;
+    let out = child.stdout.take().context("no output")?;
+    let deadline = watchdog(child);
+    let mut verdict = None;
+    for line in BufReader::new(out).split(b'\n').map_while(Result::ok) {
+        let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+        if let Some(code) = line.strip_prefix("verdict ") {
+            verdict = code.parse().ok();
+        } else if !line.is_empty() {
+            each(&line)?;
+        }
+    }
+    deadline.end()?;
+    if verdict.is_none() {
+        eprintln!("    no verdict; the machine's console is in {}", log.display());
+    }
+    Ok(verdict)
+}
+
+/// Boots, runs the suite, and reads what it says.
 fn run(kernel: &Kernel, initrd: &Path, place: &Path) -> anyhow::Result<Outcome> {
     let started = Instant::now();
-    let log = place.join(format!("{}.log", kernel.series));
-    let mut qemu = machine(kernel, initrd, "detector.suite");
-    qemu.arg("-serial").arg(format!("file:{}", log.display())).args(["-serial", "stdio"]);
-    let mut child = qemu.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("starting qemu-system-x86_64")?;
     let mut outcome = Outcome {
         series: kernel.series.clone(),
         version: kernel.version.clone(),
         seconds: 0.0,
-        error: Some("the machine came to no verdict".to_owned()),
+        error: None,
         cases: Vec::new(),
+        verified: Vec::new(),
     };
-    let out = child.stdout.take().context("no output")?;
-    let deadline = watchdog(child);
     let mut backend = String::new();
-    for line in BufReader::new(out).split(b'\n').map_while(Result::ok) {
-        let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+    let verdict = lines(kernel, initrd, place, "detector.suite", &["-smp", "2"], |line| {
         if let Some(name) = line.strip_prefix("backend ") {
             name.clone_into(&mut backend);
-        } else if let Some(code) = line.strip_prefix("verdict ") {
-            outcome.error = (code != "0").then(|| format!("a suite ended with status {code}"));
-        } else if let Ok(Value::Object(said)) = serde_json::from_str::<Value>(&line) {
+        } else if let Some(verified) = line.strip_prefix("verified ") {
+            let (count, hook) = verified.split_once(' ').context("a count without a hook")?;
+            let count = count.parse().with_context(|| format!("a count: {line}"))?;
+            outcome.verified.push(Verified { backend: backend.clone(), hook: hook.to_owned(), count });
+        } else if let Ok(Value::Object(said)) = serde_json::from_str::<Value>(line) {
             let text = |name: &str| said.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
             let number = |name: &str| said.get(name).and_then(Value::as_u64).unwrap_or_default();
             outcome.cases.push(CaseResult {
@@ -207,16 +275,17 @@ fn run(kernel: &Kernel, initrd: &Path, place: &Path) -> anyhow::Result<Outcome> 
                 result: text("result"),
                 ms: number("ms"),
             });
-        } else if !line.is_empty() {
+        } else {
             eprintln!("    {line}");
         }
-        std::io::stderr().flush()?;
-    }
-    deadline.end()?;
+        Ok(())
+    })?;
+    outcome.error = match verdict {
+        Some(0) => None,
+        Some(status) => Some(format!("a suite ended with status {status}")),
+        None => Some("the machine came to no verdict".to_owned()),
+    };
     outcome.seconds = started.elapsed().as_secs_f64();
-    if outcome.error.is_some() && outcome.cases.is_empty() {
-        eprintln!("    the machine's console is in {}", log.display());
-    }
     Ok(outcome)
 }
 
@@ -261,6 +330,9 @@ fn summary(outcome: &Outcome) {
     }
     for case in outcome.cases.iter().filter(|case| !matches!(case.result.as_str(), "detected" | "silent")) {
         eprintln!("    {} case {} {}: {}", case.backend, case.case, case.name, case.result);
+    }
+    if let Some(most) = outcome.verified.iter().max_by_key(|program| program.count) {
+        eprintln!("    most instructions verified: {}, {} by {}", most.count, most.hook, most.backend);
     }
     eprintln!("    {:.0} s{}", outcome.seconds, outcome.error.as_ref().map(|e| format!(", {e}")).unwrap_or_default());
 }
