@@ -66,6 +66,9 @@ pub const ARGV_TRUNCATED: u32 = 1 << 1;
 /// The exec record's file has no link left or lies in memory only (`memfd`, unlinked).
 pub const EXE_DELETED: u32 = 1 << 2;
 
+/// Set in `flags` of an open or entry that an LSM program refused.
+pub const DENIED: u32 = 1 << 3;
+
 /// What every record starts with: the acting task, and when.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -162,7 +165,7 @@ pub struct Open {
     pub open_flags: u32,
     /// Flags of the watched inode that matched.
     pub watch: u32,
-    /// `PATH_TRUNCATED`.
+    /// `PATH_TRUNCATED`, `DENIED`.
     pub flags: u32,
     pub path_len: u16,
     pub zero: [u8; 6],
@@ -217,9 +220,10 @@ pub struct Entry {
     pub dev: u32,
     /// Flags of the watched inodes that matched.
     pub watch: u32,
-    /// `iattr->ia_valid` for attributes.
+    /// [`DENIED`].
     pub flags: u32,
-    pub zero: u32,
+    /// `iattr->ia_valid` for attributes.
+    pub attributes: u32,
     /// Name of the entry; for mounts, what is mounted. Then the new name, a symbolic link's target, or the mount point's name.
     pub names: [[u8; NAME_MAX]; 2],
 }

@@ -60,6 +60,8 @@ pub mod setting {
     pub const SYSCALLS: u32 = 4;
     /// Non-zero: `sys_exit` is there for writes alone; security hooks see the rest.
     pub const WRITES_ONLY: u32 = 5;
+    /// Non-zero: LSM programs refuse acts on watched files and directories, except by trusted programs.
+    pub const DENY: u32 = 6;
     /// How many slots there are.
     pub const COUNT: u32 = 8;
 }
@@ -75,6 +77,9 @@ pub mod scratch {
     pub const MMAP_FILE: u32 = 5;
     pub const COUNT: u32 = 6;
 }
+
+/// Most programs that are trusted to act on what is watched.
+pub const TRUSTED_MAX: u32 = 64;
 
 /// Most directory levels that [`setting::DEPTH`] can ask for.
 pub const MAX_DEPTH: u32 = 8;

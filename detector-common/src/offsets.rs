@@ -66,6 +66,7 @@ offsets! {
     signal_live = "signal_struct"."live";
     signal_tty = "signal_struct"."tty";
     tty_name = "tty_struct"."name";
+    mm_exe_file = "mm_struct"."exe_file";
     mm_arg_start = "mm_struct"."arg_start";
     mm_arg_end = "mm_struct"."arg_end";
     files_fdt = "files_struct"."fdt";

@@ -4,7 +4,7 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
-use detector_common::{KernelOffsets, WATCHED_MAX, WatchKey, hook, scratch, setting, syscall};
+use detector_common::{KernelOffsets, TRUSTED_MAX, WATCHED_MAX, WatchKey, hook, scratch, setting, syscall};
 
 /// Field offsets of the running kernel. Read-only once loaded, so the verifier sees constants.
 #[unsafe(no_mangle)]
@@ -33,6 +33,10 @@ pub static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(hook::COUNT, 0
 /// Watched inodes and what they are ([`detector_common::watch`]).
 #[map]
 pub static WATCHED: HashMap<WatchKey, u32> = HashMap::with_max_entries(WATCHED_MAX, 0);
+
+/// Executables whose processes may change what is watched although [`setting::DENY`] is set.
+#[map]
+pub static TRUSTED: HashMap<WatchKey, u32> = HashMap::with_max_entries(TRUSTED_MAX, 0);
 
 /// Written by the agent while it runs ([`setting`]).
 #[map]

@@ -7,13 +7,15 @@ use aya_ebpf::{
     macros::{fentry, kprobe, lsm},
     programs::{FEntryContext, LsmContext, ProbeContext},
 };
-use detector_common::{Open, hook, kind, scratch, watch};
+use detector_common::{DENIED, Open, hook, kind, scratch, watch};
 
 use crate::{
     emit::{self, Ring},
     kernel::{self, Detail, Ptr, current, load},
     maps::offset,
-    path, security, watched,
+    path,
+    security::{self, May},
+    watched,
 };
 
 /// `file->f_mode`: opened for writing.
@@ -28,18 +30,22 @@ pub struct Reporter {
     pub syscall: u32,
 }
 
-/// Reports a file that is watched, or lies in a watched directory. Returns the flags that matched, 0 when none did.
+/// Reports a file that is watched, or lies in a watched directory. Returns whether the act is to be refused.
 #[inline(always)]
-pub fn report(task: Ptr, file: Ptr, mode: u32, by: &Reporter) -> u32 {
+pub fn report(task: Ptr, file: Ptr, mode: u32, by: &Reporter, may: May) -> bool {
     const BODY: usize = size_of::<Open>();
-    let Some(scratch) = emit::scratch(by.slot) else { return 0 };
+    let Some(scratch) = emit::scratch(by.slot) else { return false };
     let record = scratch.cast::<Open>();
     // SAFETY: `record` lies in a scratch slot.
-    let Some(found) = (unsafe { watched::file(file, &raw mut (*record).watch) }) else { return 0 };
+    let Some(found) = (unsafe { watched::file(file, &raw mut (*record).watch) }) else { return false };
     kernel::header(record.cast(), by.kind, by.hook, task, Detail::Full);
     // SAFETY: `record` lies in a scratch slot.
     let path = unsafe { path::Length::new(&raw mut (*record).path_len) };
-    let flags = path::write::<12>(file, scratch, BODY, path);
+    let mut flags = path::write::<12>(file, scratch, BODY, path);
+    let denied = security::denies(may, task, found.watch);
+    if denied {
+        flags |= DENIED;
+    }
     // SAFETY: the slot is longer than the body.
     unsafe {
         (*record).ino = found.key.ino;
@@ -54,15 +60,15 @@ pub fn report(task: Ptr, file: Ptr, mode: u32, by: &Reporter) -> u32 {
     }
     let ring = if found.watch == watch::SUBTREE { Ring::ContextNow } else { Ring::Alerting };
     emit::scratched(ring, by.hook, scratch, BODY + path.get());
-    found.watch
+    denied
 }
 
 /// `security_file_open(struct file *file)`, with this one argument since 4.19. The file is there and its mode is known;
 /// nothing can have been written.
 #[inline(always)]
-fn opened(file: Ptr, mode: u32) -> u32 {
+fn opened(file: Ptr, mode: u32, may: May) -> bool {
     let by = Reporter { kind: kind::OPEN, hook: hook::FILE_OPEN, slot: scratch::FILE_OPEN, syscall: u32::MAX };
-    report(current(), file, mode, &by)
+    report(current(), file, mode, &by, may)
 }
 
 /// The mode of a BTF-typed argument, read directly: this runs for every open on the node.
@@ -78,14 +84,14 @@ fn mode_of(ctx: *mut c_void) -> (Ptr, u32) {
 #[lsm]
 pub fn lsm_file_open(ctx: LsmContext) -> i32 {
     let (file, mode) = mode_of(ctx.as_ptr());
-    if mode & FMODE_WRITE == 0 { 0 } else { security::verdict(opened(file, mode)) }
+    if mode & FMODE_WRITE == 0 { 0 } else { security::verdict(opened(file, mode, May::Deny)) }
 }
 
 #[fentry]
 pub fn fentry_file_open(ctx: FEntryContext) -> i32 {
     let (file, mode) = mode_of(ctx.as_ptr());
     if mode & FMODE_WRITE != 0 {
-        opened(file, mode);
+        opened(file, mode, May::Look);
     }
     0
 }
@@ -95,7 +101,7 @@ pub fn kprobe_file_open(ctx: ProbeContext) -> u32 {
     let file = Ptr(ctx.arg(0).unwrap_or(0));
     let mode = file.read(offset!(file_mode));
     if mode & FMODE_WRITE != 0 {
-        opened(file, mode);
+        opened(file, mode, May::Look);
     }
     0
 }
@@ -104,20 +110,20 @@ pub fn kprobe_file_open(ctx: ProbeContext) -> u32 {
 const MAP_SHARED: usize = 1;
 
 #[inline(always)]
-fn mapped(file: Ptr, flags: usize) -> u32 {
+fn mapped(file: Ptr, flags: usize, may: May) -> bool {
     // MAP_SHARED_VALIDATE is 3; a private mapping is 2.
     if file.0 == 0 || flags & MAP_SHARED == 0 {
-        return 0;
+        return false;
     }
     let mode: u32 = file.read(offset!(file_mode));
     if mode & FMODE_WRITE == 0 {
-        return 0;
+        return false;
     }
     let by = Reporter { kind: kind::MAP, hook: hook::MMAP_FILE, slot: scratch::MMAP_FILE, syscall: u32::MAX };
-    report(current(), file, mode, &by)
+    report(current(), file, mode, &by, may)
 }
 
 // `security_mmap_file(struct file *file, unsigned long prot, unsigned long flags)`; the LSM hook `mmap_file` has the
 // protection twice, as asked for and as granted. Since 3.5.
-security::lsm!(lsm_mmap_file, 4, |args: [Ptr; 4]| mapped(args[0], args[3].0));
-security::probes!(fentry_mmap_file, kprobe_mmap_file, 3, |args: [Ptr; 3]| mapped(args[0], args[2].0));
+security::lsm!(lsm_mmap_file, 4, |args: [Ptr; 4], may: May| mapped(args[0], args[3].0, may));
+security::probes!(fentry_mmap_file, kprobe_mmap_file, 3, |args: [Ptr; 3], may: May| mapped(args[0], args[2].0, may));

@@ -19,6 +19,7 @@ use crate::{
     kernel::{self, Detail, Ptr, arg, current, current_id, load},
     maps::{SCRATCH_LEN, Touch, argument_offset, offset, setting, syscall_class},
     open::{self, FMODE_WRITE, Reporter},
+    security::May,
     watched,
 };
 
@@ -182,6 +183,7 @@ fn open(task: Ptr, call: &Call, kind: u16, fd: u32) {
         file,
         mode,
         &Reporter { kind, hook: hook::SYS_EXIT, slot: scratch::SYSCALL_OPEN, syscall: call.number },
+        May::Look,
     );
 }
 

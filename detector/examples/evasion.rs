@@ -111,7 +111,13 @@ fn run() -> anyhow::Result<bool> {
     }
     let root = std::env::temp_dir().join(format!("evasion-{}", std::process::id()));
     fs::create_dir(&root)?;
-    let done = with_root(&root, &act, &detector, &args, events);
+    let done = match args.iter().position(|arg| arg == "--deny") {
+        Some(at) => {
+            args.remove(at);
+            denied(&root, &act, &detector, &args)
+        }
+        None => with_root(&root, &act, &detector, &args, events),
+    };
     // Mounts on mounts: as often as it takes.
     for case in ["tmpfs", "bind-over"] {
         while nix::mount::umount2(&root.join(case), nix::mount::MntFlags::MNT_DETACH).is_ok() {}
@@ -157,24 +163,8 @@ fn with_root(root: &Path, act: &Path, detector: &Path, args: &[OsString], events
     let mut configured = stand_in("kubelet", &[flag("config", &config)])?;
     let mut k3s = stand_in("k3s", &["server".into(), "--data-dir".into(), root.join("k3s").into()])?;
 
-    let mut command = Command::new(detector);
-    command.args(["run", "--output", "stdout:json"]).args(args);
-    for dir in &dirs {
-        command.arg("--manifest-dir").arg(dir);
-    }
     // Kubelets are looked for too: `--manifest-dir` comes on top.
-    let mut agent = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-    let alerts = lines(agent.stdout.take().context("no standard output")?, |line| serde_json::from_str(line).ok());
-    let errors = lines(agent.stderr.take().context("no standard error")?, |line| Some(line.to_owned()));
-    loop {
-        let line = errors.recv_timeout(Duration::from_secs(60)).context("the agent did not start")?;
-        if line.starts_with("degraded:") || line.starts_with("error:") || line.starts_with("ready:") {
-            eprintln!("{line}");
-        }
-        if line.starts_with("ready:") {
-            break;
-        }
-    }
+    let (agent, alerts, errors) = start_agent(detector, args, &dirs)?;
     let statistics = thread::spawn(move || {
         errors.iter().find_map(|line| {
             if line.starts_with("degraded:") {
@@ -227,6 +217,99 @@ fn with_root(root: &Path, act: &Path, detector: &Path, args: &[OsString], events
     Ok(!suite.failed)
 }
 
+/// Every act under `--deny static-pod`: refused with an alert, unless a trusted program does it; and the node goes on when
+/// the agent is killed.
+fn denied(root: &Path, act: &Path, detector: &Path, args: &[OsString]) -> anyhow::Result<bool> {
+    let mut dirs = Vec::new();
+    for case in &CASES {
+        let dir = root.join(case.name);
+        fs::create_dir(&dir)?;
+        if case.exists {
+            fs::write(dir.join("a.yaml"), format!("{POD}# a comment that stays\n"))?;
+        }
+        dirs.push(dir);
+    }
+    fs::create_dir(root.join("place"))?;
+    let trusted = root.join("trusted");
+    fs::copy(act, &trusted)?;
+    let args: Vec<OsString> = args
+        .iter()
+        .cloned()
+        .chain(["--deny".into(), "static-pod".into(), "--trust".into(), trusted.clone().into()])
+        .collect();
+    let (agent, alerts, _errors) = start_agent(detector, &args, &dirs)?;
+    let mut suite = Suite {
+        root: root.to_owned(),
+        act: act.to_owned(),
+        agent,
+        alerts,
+        kept: Vec::new(),
+        told_of_losses: false,
+        failed: false,
+    };
+    for case in &CASES {
+        let (pid, refused) = suite.try_act(act, case.act, case.name, "a.yaml", POD)?;
+        let started = Instant::now();
+        let alert = suite.wait(|alert| alert["blocked"] == true && alert["process"]["pid"] == pid);
+        // EPERM, and not that the act went wrong in another way.
+        let refused = refused.is_some_and(|error| error.contains("ermitted") || error.contains("EPERM"));
+        let result = match (refused, alert.is_some()) {
+            (true, true) => "refused",
+            (true, false) => "refused silently",
+            (false, _) => "let through",
+        };
+        let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        println!("{}", json!({"case": case.number, "name": case.name, "result": result, "ms": ms}));
+        suite.failed |= result != "refused";
+        let there = fs::read_to_string(root.join(case.name).join("a.yaml")).unwrap_or_default();
+        if there.contains("stays") != case.exists {
+            eprintln!("case {} {}: the manifest is another one", case.number, case.name);
+            suite.failed = true;
+        }
+    }
+    // The twins: a trusted program, the same calls next door, and nobody to refuse.
+    let allowed = |what: &str, program: &Path, act: &str, dir: &str, suite: &mut Suite| -> anyhow::Result<()> {
+        let (_, refused) = suite.try_act(program, act, dir, "twin.yaml", POD)?;
+        println!(
+            "{}",
+            json!({"case": 0, "name": what, "result": if refused.is_some() { "alerts" } else { "silent" }, "ms": 0})
+        );
+        suite.failed |= refused.is_some();
+        Ok(())
+    };
+    allowed("trusted", &trusted, "create", "create", &mut suite)?;
+    allowed("next door", act, "rename", "place", &mut suite)?;
+    suite.agent.kill()?;
+    suite.agent.wait()?;
+    allowed("agent killed", act, "rename", "create", &mut suite)?;
+    Ok(!suite.failed)
+}
+
+/// Starts the agent and waits until its hooks are attached.
+fn start_agent(
+    detector: &Path,
+    args: &[OsString],
+    dirs: &[PathBuf],
+) -> anyhow::Result<(Child, Receiver<Value>, Receiver<String>)> {
+    let mut command = Command::new(detector);
+    command.args(["run", "--output", "stdout:json"]).args(args);
+    for dir in dirs {
+        command.arg("--manifest-dir").arg(dir);
+    }
+    let mut agent = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let alerts = lines(agent.stdout.take().context("no standard output")?, |line| serde_json::from_str(line).ok());
+    let errors = lines(agent.stderr.take().context("no standard error")?, |line| Some(line.to_owned()));
+    loop {
+        let line = errors.recv_timeout(Duration::from_secs(60)).context("the agent did not start")?;
+        if line.starts_with("degraded:") || line.starts_with("error:") || line.starts_with("ready:") {
+            eprintln!("{line}");
+        }
+        if line.starts_with("ready:") {
+            return Ok((agent, alerts, errors));
+        }
+    }
+}
+
 /// Starts a program that says `open` and then waits for its input to end.
 fn start(
     program: &Path,
@@ -271,15 +354,33 @@ impl Suite {
     }
 
     fn act_as(&self, program: &Path, act: &str, dir: &str, name: &str, text: &str) -> anyhow::Result<u32> {
+        let (pid, error) = self.try_act(program, act, dir, name, text)?;
+        match error {
+            None => Ok(pid),
+            Some(error) => anyhow::bail!("act {act} failed: {error}"),
+        }
+    }
+
+    /// The pid, and what the act says when it failed.
+    fn try_act(
+        &self,
+        program: &Path,
+        act: &str,
+        dir: &str,
+        name: &str,
+        text: &str,
+    ) -> anyhow::Result<(u32, Option<String>)> {
         let mut child = Command::new(program)
             .args([act.as_ref(), self.root.join(dir).as_os_str(), name.as_ref()])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
+            .stderr(Stdio::piped())
             .spawn()?;
         let pid = child.id();
         child.stdin.take().context("no input")?.write_all(text.as_bytes())?;
-        anyhow::ensure!(child.wait()?.success(), "act {act} failed");
-        Ok(pid)
+        let output = child.wait_with_output()?;
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        Ok((pid, (!output.status.success()).then_some(error)))
     }
 
     /// A plain write to any file.

@@ -22,6 +22,8 @@ pub struct Alert {
     pub severity: Severity,
     pub technique: Technique,
     pub title: String,
+    /// The act was refused (`--deny`); nothing changed.
+    pub blocked: bool,
     /// What raised the severity, most important first, in words.
     pub reasons: Vec<String>,
     pub origin: Origin,

@@ -98,9 +98,21 @@ impl From<Hooks> for Backend {
 struct Run {
     #[command(flatten)]
     source: Source,
+    /// Refuse changes of what is watched, except by the programs of --trust; needs BPF LSM
+    #[arg(long, value_name = "TECHNIQUE")]
+    deny: Option<Deny>,
+    /// A program that may change manifests under --deny, by its executable; may be given several times
+    #[arg(long, value_name = "PATH[=SHA256]", requires = "deny", value_parser = trust)]
+    trust: Vec<live::Trust>,
     /// How alerts are written [default: pretty on a terminal, json elsewhere]
     #[arg(long, value_name = "SINK")]
     output: Option<Output>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Deny {
+    /// Writes, renames, links, mounts and the like in static-pod directories
+    StaticPod,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -155,6 +167,7 @@ impl Source {
                 proc: PathBuf::from("/proc"),
             },
             node: self.node_name.clone(),
+            deny: None,
         }
     }
 }
@@ -187,6 +200,17 @@ impl Source {
     }
 }
 
+fn trust(text: &str) -> Result<live::Trust, String> {
+    let (path, sha256) = match text.rsplit_once('=') {
+        Some((path, digest)) if digest.len() == 64 && digest.bytes().all(|b| b.is_ascii_hexdigit()) => {
+            (path, Some(digest.to_owned()))
+        }
+        Some(_) => return Err("what follows = is no SHA-256 (64 hex digits)".to_owned()),
+        None => (text, None),
+    };
+    Ok(live::Trust { path: path.into(), sha256 })
+}
+
 fn hook_name(name: &str) -> Result<String, String> {
     let known = kernel::hooks::HOOKS.iter().map(|hook| hook.name);
     if known.clone().any(|hook| hook == name) {
@@ -202,7 +226,8 @@ fn start(run: Run, started: Instant) -> anyhow::Result<ExitCode> {
         Output::Json => Format::Json,
         Output::Pretty => Format::Pretty { colour: terminal && std::env::var_os("NO_COLOR").is_none() },
     });
-    run::run(&run.source.options(), sink, started)?;
+    let deny = run.deny.map(|Deny::StaticPod| run.trust);
+    run::run(&live::Options { deny, ..run.source.options() }, sink, started)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -60,6 +60,8 @@ pub struct Entry {
     pub dev: u32,
     /// Flags of the watched inodes that matched.
     pub watch: u32,
+    /// An LSM program refused it.
+    pub denied: bool,
     /// Name of the entry, or what is mounted; then the new name, a link's target, or the mount point's name.
     pub names: [String; 2],
 }
@@ -148,9 +150,10 @@ pub fn event(raw: &[u8]) -> Result<Event, DecodeError> {
         }
         kind::ENTRY => {
             let (event, _) = fixed::<wire::Entry>(raw, kind)?;
-            let wire::Entry { header, ino, dir_ino, to_ino, to_dir_ino, dev, watch, names, .. } = event;
+            let wire::Entry { header, ino, dir_ino, to_ino, to_dir_ino, dev, watch, flags, names, .. } = event;
             let names = names.each_ref().map(|name| c_string(name));
-            Ok(Event::Entry(Entry { header, ino, dir_ino, to_ino, to_dir_ino, dev, watch, names }))
+            let denied = flags & wire::DENIED != 0;
+            Ok(Event::Entry(Entry { header, ino, dir_ino, to_ino, to_dir_ino, dev, watch, denied, names }))
         }
         kind::CHANGE => Ok(Event::Change(fixed(raw, kind)?.0)),
         kind::PATH => {

@@ -4,7 +4,7 @@ use crate::{
     alert::{Alert, Origin, TraceRef},
     context::Context,
     decode,
-    detect::{Detector, Finding, impair::Impair, static_pod::StaticPod},
+    detect::{Detector, Finding, blocked::Blocked, impair::Impair, static_pod::StaticPod},
     record::{Body, Record},
 };
 
@@ -33,7 +33,7 @@ impl Pipeline {
     pub fn new() -> Self {
         Self {
             context: Context::default(),
-            detectors: vec![Box::<StaticPod>::default(), Box::<Impair>::default()],
+            detectors: vec![Box::<StaticPod>::default(), Box::<Blocked>::default(), Box::<Impair>::default()],
             stats: Stats::default(),
         }
     }
@@ -78,6 +78,7 @@ fn alert(finding: Finding, record: &Record, context: &Context) -> Alert {
         severity: finding.severity,
         technique: finding.technique.clone(),
         title: finding.title,
+        blocked: finding.blocked,
         reasons: finding.reasons,
         origin,
         process: finding.actor.and_then(|actor| context.describe(actor)),

@@ -151,7 +151,7 @@ pub fn entry(actor: Actor, hook: u16, [file, dir]: [InodeKey; 2], names: [&str; 
         dev: dir.dev,
         watch: watch::DIR,
         flags: 0,
-        zero: 0,
+        attributes: 0,
         names: names.map(name),
     };
     raw(&event, &[])

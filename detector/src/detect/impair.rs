@@ -70,6 +70,7 @@ impl Impair {
             severity: if alerting { Severity::High } else { Severity::Low },
             time: now,
             title: format!("{total} events were lost in the kernel"),
+            blocked: false,
             reasons: vec![format!("ring buffer full at {}", names.join(", ")), consequence.to_owned()],
             actor: None,
             file: None,

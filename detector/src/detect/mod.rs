@@ -1,5 +1,6 @@
 //! Detection: one state machine a technique, each a pure function of records and context.
 
+pub mod blocked;
 pub mod impair;
 pub mod static_pod;
 pub mod technique;
@@ -20,6 +21,8 @@ pub struct Finding {
     /// When the act happened, or was found.
     pub time: BootNs,
     pub title: String,
+    /// The act was refused.
+    pub blocked: bool,
     pub reasons: Vec<String>,
     pub actor: Option<ProcessKey>,
     pub file: Option<File>,

@@ -21,7 +21,8 @@ pub fn render(alert: &Alert, colour: bool) -> String {
         Severity::Critical => ("CRITICAL", "1;97;41"),
     };
     let paint = |text: &str, code: &str| if colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() };
-    let mut out = format!("{} {}\n", paint(word, code), paint(&escape_to(&alert.title, 2 * WIDTH), "1"));
+    let blocked = if alert.blocked { "BLOCKED " } else { "" };
+    let mut out = format!("{} {blocked}{}\n", paint(word, code), paint(&escape_to(&alert.title, 2 * WIDTH), "1"));
     let mut line = |name: &str, value: &str| {
         if !value.is_empty() {
             // Writing to a string cannot fail.

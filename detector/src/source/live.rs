@@ -1,17 +1,23 @@
 //! The live source: kernel, `/proc` and the manifest view as one ordered stream.
 
-use std::{path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io::Read as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use detector_common::{hook, kind, syscall};
+use detector_common::{hook, kind, syscall, watch};
 
 use crate::{
     decode::{self, Event},
-    record::{Body, BootNs, Record},
+    record::{Body, BootNs, InodeKey, Record},
     source::{
         kernel::{self, Kernel, KernelError, Raw},
         kubelet::Discovery,
         manifest::{Batch, Trigger, TriggerKind, View},
         proc,
+        root::{self, Root},
     },
 };
 
@@ -26,6 +32,16 @@ pub struct Options {
     pub kernel: kernel::Options,
     pub discovery: Discovery,
     pub node: Option<String>,
+    /// Refuse changes of what is watched, except by these programs.
+    pub deny: Option<Vec<Trust>>,
+}
+
+/// A program that may change manifests under `--deny`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trust {
+    pub path: PathBuf,
+    /// Lower-case hex of its SHA-256; `None` trusts what lies there at the start.
+    pub sha256: Option<String>,
 }
 
 /// Why the live source cannot go on.
@@ -35,6 +51,8 @@ pub enum LiveError {
     Kernel(#[from] KernelError),
     #[error("listing processes: {0}. Is /proc mounted?")]
     Proc(#[from] procfs::ProcError),
+    #[error("--trust {}: {why}", path.display())]
+    Trust { path: PathBuf, why: String },
 }
 
 /// Yields the stream of this host.
@@ -44,6 +62,8 @@ pub struct Live {
     seq: u64,
     raws: Vec<Raw>,
     warnings: Vec<String>,
+    /// Executables that are trusted: nobody else may write to them.
+    protected: BTreeMap<InodeKey, u32>,
     next_drain: BootNs,
     next_tick: BootNs,
 }
@@ -56,13 +76,20 @@ impl Live {
     /// # Errors
     /// When the kernel source cannot start at all, or `/proc` cannot be read.
     pub fn start(options: &Options, out: &mut Vec<Record>) -> Result<Self, LiveError> {
-        let kernel = Kernel::attach(&options.kernel)?;
+        let mut kernel = Kernel::attach(&options.kernel)?;
+        let mut protected = BTreeMap::new();
+        if let Some(trusted) = &options.deny {
+            let inodes = trusted.iter().map(trusted_inode).collect::<Result<Vec<_>, _>>()?;
+            kernel.deny(&inodes)?;
+            protected.extend(inodes.into_iter().map(|inode| (inode, watch::FILE)));
+        }
         let now = proc::now();
         let mut live = Self {
             view: View::new(options.discovery.clone()),
             seq: 0,
             raws: Vec::new(),
             warnings: Vec::new(),
+            protected,
             next_drain: BootNs(now.0 + DRAIN_NS),
             next_tick: BootNs(now.0 + TICK_NS),
             kernel,
@@ -145,7 +172,11 @@ impl Live {
     fn apply(&mut self, mut batch: Batch, out: &mut Vec<Record>) -> Result<(), LiveError> {
         self.warnings.append(&mut batch.warnings);
         if batch.watch_changed {
-            self.kernel.watch(self.view.watch_set(), self.view.depth())?;
+            let mut set = self.view.watch_set().clone();
+            for (inode, flags) in &self.protected {
+                *set.entry(*inode).or_insert(0) |= flags;
+            }
+            self.kernel.watch(&set, self.view.depth())?;
             if !self.kernel.is_precise() {
                 self.kernel.track_writes(proc::has_writer(self.view.watch_set()))?;
             }
@@ -209,6 +240,31 @@ impl Live {
         self.seq += 1;
         out.push(Record { seq: self.seq, time, body });
     }
+}
+
+/// The inode of a trusted program, if it is the one that the user means.
+fn trusted_inode(trust: &Trust) -> Result<InodeKey, LiveError> {
+    use sha2::Digest as _;
+    let error = |why: String| LiveError::Trust { path: trust.path.clone(), why };
+    let root = Root::open(Path::new("/"), PathBuf::from("/proc/self/mountinfo")).map_err(|e| error(e.to_string()))?;
+    let path = std::path::absolute(&trust.path).map_err(|e| error(e.to_string()))?;
+    let (fd, stat) = root.walk(&path).target.map_err(|e| error(e.to_string()))?;
+    if let Some(wanted) = &trust.sha256 {
+        let mut hasher = sha2::Sha256::new();
+        let mut file = root::reopen(&fd).map_err(|e| error(e.to_string()))?;
+        let mut chunk = vec![0; 64 * 1024];
+        loop {
+            match file.read(&mut chunk).map_err(|e| error(e.to_string()))? {
+                0 => break,
+                len => hasher.update(&chunk[..len]),
+            }
+        }
+        let found: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        if found != wanted.to_ascii_lowercase() {
+            return Err(error(format!("its SHA-256 is {found}, not {wanted}")));
+        }
+    }
+    Ok(root.inode(&fd, &stat))
 }
 
 /// Whether a program of this name may be, or contain, a kubelet.

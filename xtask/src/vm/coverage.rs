@@ -39,7 +39,7 @@ pub fn page(outcomes: &[Outcome]) -> String {
         virtual machines and by each way to attach. Written by `cargo xtask vm --all --coverage docs/coverage.md`; the acts are\n\
         `detector/examples/act.rs`, the suite `detector/examples/evasion.rs`.\n\n\
         **detected**: an alert that names the process that did it. **unattributed**: an alert that names nobody. **missed**: no\n\
-        alert. A case with several variants shows the worst.\n\n"
+        alert. **refused**: under `--deny static-pod`, with an alert. A case with several variants shows the worst.\n\n"
         .to_owned();
     let mut columns: Vec<(&str, &str)> = Vec::new();
     let mut worst: BTreeMap<(u64, (&str, &str)), &str> = BTreeMap::new();
@@ -49,7 +49,7 @@ pub fn page(outcomes: &[Outcome]) -> String {
             if !columns.contains(&column) {
                 columns.push(column);
             }
-            let known = worst.entry((case.case, column)).or_insert("detected");
+            let known = worst.entry((case.case, column)).or_insert(&case.result);
             if rank(&case.result) > rank(known) {
                 *known = &case.result;
             }
@@ -79,7 +79,7 @@ pub fn page(outcomes: &[Outcome]) -> String {
 
 fn rank(result: &str) -> u32 {
     match result {
-        "detected" => 0,
+        "detected" | "refused" => 0,
         "silent" => 1,
         "unattributed" => 2,
         "misattributed" => 3,

@@ -22,6 +22,8 @@ suite() {
             sed -n 's/^  ok  *\([^ ]*\) .*, \([0-9]*\) instructions verified$/verified \2 \1/p'
         /suite/examples/evasion --flood 10000 --hooks $backend || status=$?
     done
+    echo "backend deny"
+    /suite/examples/evasion --deny --hooks lsm || status=$?
     echo "verdict $status"
 }
 

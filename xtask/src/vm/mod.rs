@@ -145,7 +145,10 @@ impl Outcome {
         self.error.is_none()
             && !self.cases.is_empty()
             && self.verified.iter().all(|program| program.count < VERIFIED_MAX)
-            && self.cases.iter().all(|case| matches!(case.result.as_str(), "detected" | "unattributed" | "silent"))
+            && self
+                .cases
+                .iter()
+                .all(|case| matches!(case.result.as_str(), "detected" | "unattributed" | "silent" | "refused"))
     }
 }
 
@@ -328,7 +331,7 @@ fn summary(outcome: &Outcome) {
     for ((backend, result), count) in counts(outcome) {
         eprintln!("    {backend}: {count} {result}");
     }
-    for case in outcome.cases.iter().filter(|case| !matches!(case.result.as_str(), "detected" | "silent")) {
+    for case in outcome.cases.iter().filter(|case| !matches!(case.result.as_str(), "detected" | "silent" | "refused")) {
         eprintln!("    {} case {} {}: {}", case.backend, case.case, case.name, case.result);
     }
     if let Some(most) = outcome.verified.iter().max_by_key(|program| program.count) {
@@ -337,10 +340,13 @@ fn summary(outcome: &Outcome) {
     eprintln!("    {:.0} s{}", outcome.seconds, outcome.error.as_ref().map(|e| format!(", {e}")).unwrap_or_default());
 }
 
+/// Results of one case, by kernel and backend.
+type Row<'a> = BTreeMap<(&'a str, &'a str), &'a str>;
+
 /// The matrix: kernels and backends across, cases down.
 fn print(outcomes: &[Outcome]) {
     let mut columns: Vec<(&str, &str)> = Vec::new();
-    let mut rows: BTreeMap<(u64, &str), BTreeMap<(&str, &str), &str>> = BTreeMap::new();
+    let mut rows: BTreeMap<(u64, &str), Row> = BTreeMap::new();
     for outcome in outcomes {
         for case in &outcome.cases {
             let column = (outcome.series.as_str(), case.backend.as_str());

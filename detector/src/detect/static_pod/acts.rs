@@ -194,6 +194,16 @@ fn explains(what: &What, change: &ManifestChange) -> Option<Score> {
     let whole = matches!(change.change, ChangeKind::DirReplaced | ChangeKind::DirRemoved);
     let dir_name = base(&change.dir);
     let named = |name: &str| !name.is_empty() && (name == change.name || (whole && name == dir_name));
+    // A directory above the manifest's, or above what its symbolic link leads to, may have been replaced.
+    let on_the_way = |names: &[String; 2]| {
+        let link = change.after.as_ref().and_then(|after| after.symlink.as_deref()).unwrap_or_default();
+        let above = |name: &String| change.dir.split('/').chain(link.split('/')).any(|part| part == name);
+        if names.iter().any(|name| name == dir_name) {
+            Some(48)
+        } else {
+            names.iter().any(|name| !name.is_empty() && above(name)).then_some(35)
+        }
+    };
     match what {
         What::File { inode, .. } if is_file(inode) => Some(100),
         What::Done { inode } if is_file(inode) => Some(100),
@@ -202,9 +212,7 @@ fn explains(what: &What, change: &ManifestChange) -> Option<Score> {
         What::Entry { dirs, names, .. } if dirs.iter().any(is_dir) && names.iter().any(|name| named(name)) => Some(95),
         What::Entry { inodes, .. } if inodes.iter().any(is_dir) => Some(90),
         What::Entry { dirs, .. } if dirs.iter().any(is_dir) => Some(60),
-        What::Entry { watch, names, .. } if watch & watch::ANCESTOR != 0 => {
-            Some(if names.iter().any(|name| name == dir_name) { 48 } else { 35 })
-        }
+        What::Entry { watch, names, .. } if watch & watch::ANCESTOR != 0 => on_the_way(names),
         What::Change { inode } if is_file(inode) => Some(97),
         What::File { dir, name, .. } if is_dir(dir) && named(name) => Some(95),
         What::Path { inode, names, .. } if names.iter().any(|name| named(name)) => {
@@ -212,9 +220,7 @@ fn explains(what: &What, change: &ManifestChange) -> Option<Score> {
         }
         What::Path { inode: Some(inode), watch, .. } if is_dir(inode) || watch & watch::DIR != 0 => Some(60),
         What::Done { inode } | What::Change { inode } if is_dir(inode) => Some(55),
-        What::Path { watch, names, .. } if watch & watch::ANCESTOR != 0 => {
-            Some(if names.iter().any(|name| name == dir_name) { 48 } else { 35 })
-        }
+        What::Path { watch, names, .. } if watch & watch::ANCESTOR != 0 => on_the_way(names),
         // A directory that was replaced changed for all its entries.
         What::Path { names, .. } if names.iter().any(|name| name == dir_name) => Some(45),
         What::Mount { onto } => Some(if onto == dir_name { 42 } else { 40 }),

@@ -86,6 +86,7 @@ impl StaticPod {
             severity: judged.severity,
             time: act.map_or(record.time, |act| act.time),
             title: format!("{what}{by}"),
+            blocked: false,
             reasons: judged.reasons,
             actor,
             file: Some(File {
@@ -131,6 +132,7 @@ impl StaticPod {
                     severity: Severity::High,
                     time: act.map_or(record.time, |act| act.time),
                     title: format!("A kubelet now reads static pods from {}", escape_to(&dir.path, TITLE_NAME)),
+                    blocked: false,
                     reasons: vec![format!("the path comes from {}", dir.reason)],
                     actor,
                     file: None,

@@ -44,6 +44,10 @@ pub enum KernelError {
     Load(Box<aya::EbpfError>),
     #[error("map {name}: {error}")]
     Map { name: &'static str, error: Box<MapError> },
+    #[error(
+        "--deny needs the lsm backend, which is not attached for {0}: boot with lsm=...,bpf; `detector doctor` says more"
+    )]
+    NoLsm(String),
     #[error("the object file has no {0}: the agent and its kernel programs do not belong together")]
     Missing(&'static str),
 }
@@ -83,6 +87,7 @@ pub struct Kernel {
     alerting: RingBuf<MapData>,
     context: RingBuf<MapData>,
     watched: HashMap<MapData, Plain<WatchKey>, u32>,
+    trusted: HashMap<MapData, Plain<WatchKey>, u32>,
     settings: Array<MapData, u32>,
     lost: PerCpuArray<MapData, u64>,
     lost_before: BTreeMap<(u16, usize), u64>,
@@ -162,6 +167,7 @@ impl Kernel {
             alerting: take(&mut ebpf, "ALERTING")?.try_into().map_err(|source| map_error("ALERTING", source))?,
             context: take(&mut ebpf, "CONTEXT")?.try_into().map_err(|source| map_error("CONTEXT", source))?,
             watched: take(&mut ebpf, "WATCHED")?.try_into().map_err(|source| map_error("WATCHED", source))?,
+            trusted: take(&mut ebpf, "TRUSTED")?.try_into().map_err(|source| map_error("TRUSTED", source))?,
             lost: take(&mut ebpf, "LOST")?.try_into().map_err(|source| map_error("LOST", source))?,
             settings,
             lost_before: BTreeMap::new(),
@@ -219,6 +225,27 @@ impl Kernel {
         }
         self.in_kernel.clone_from(set);
         set_setting(&mut self.settings, setting::DEPTH, depth)
+    }
+
+    /// Refuses acts on what is watched, except by processes of these executables.
+    ///
+    /// # Errors
+    /// When acts are not seen by LSM programs, which alone can refuse, or the maps cannot be written.
+    pub fn deny(&mut self, trusted: &[InodeKey]) -> Result<(), KernelError> {
+        let by_lsm = |hook: &HookState| hook.backend.as_deref() == Some(Backend::Lsm.name());
+        let other: Vec<_> = HOOKS
+            .iter()
+            .filter(|hook| hook.role == Role::Security && hook.required)
+            .filter(|hook| !self.hooks.iter().any(|state| state.name == hook.name && by_lsm(state)))
+            .map(|hook| hook.name)
+            .collect();
+        if !other.is_empty() {
+            return Err(KernelError::NoLsm(other.join(", ")));
+        }
+        for inode in trusted {
+            self.trusted.insert(Plain(key(inode)), 1, 0).map_err(|source| map_error("TRUSTED", source))?;
+        }
+        set_setting(&mut self.settings, setting::DENY, 1)
     }
 
     /// Whether writes are resolved one by one: while descriptors older than the watch are about.
