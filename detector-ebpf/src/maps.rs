@@ -93,8 +93,21 @@ pub fn syscall_class(index: usize) -> u8 {
 /// Offset of argument `index` of [`ARGUMENTS`].
 #[inline(always)]
 pub fn argument_offset(index: u32) -> usize {
-    // SAFETY: the mask keeps `index` inside the table.
-    unsafe { core::ptr::read_volatile((&raw const ARGUMENTS).cast::<u32>().add(index as usize & 7)) as usize }
+    // SAFETY: the mask keeps the offset inside the table.
+    unsafe {
+        let at = masked::<{ 7 * size_of::<u32>() as u64 }>(u64::from(index) * size_of::<u32>() as u64);
+        core::ptr::read_volatile((&raw const ARGUMENTS).cast::<u8>().add(at).cast::<u32>()) as usize
+    }
+}
+
+/// A masked index, for a look into a table right behind. The compiler drops a mask that it can prove to be superfluous; the
+/// verifier, 5.10's above all, has lost what proves it.
+#[inline(always)]
+pub fn masked<const MASK: u64>(index: u64) -> usize {
+    let mut index = index;
+    // SAFETY: clears bits of a register.
+    unsafe { core::arch::asm!("{0} &= {mask}", inout(reg) index, mask = const MASK, options(pure, nomem, nostack)) };
+    index as usize
 }
 
 #[inline(always)]

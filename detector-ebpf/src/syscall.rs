@@ -17,7 +17,7 @@ use detector_common::{
 use crate::{
     emit::{self, Ring},
     kernel::{self, Detail, Ptr, arg, current, current_id, load},
-    maps::{SCRATCH_LEN, Touch, argument_offset, offset, setting, syscall_class},
+    maps::{SCRATCH_LEN, Touch, argument_offset, masked, offset, setting, syscall_class},
     open::{self, FMODE_WRITE, Reporter},
     security::May,
     watched,
@@ -100,15 +100,6 @@ static NUMBER_ARG: [u8; 64] = {
     args
 };
 
-/// A class as an index below 64. The compiler knows which classes there are and drops a plain mask, which the verifier needs.
-#[inline(always)]
-fn class_index(class: u8) -> usize {
-    let mut index = u64::from(class);
-    // SAFETY: clears bits of a register.
-    unsafe { core::arch::asm!("{0} &= 63", inout(reg) index, options(pure, nomem, nostack)) };
-    index as usize
-}
-
 impl Call {
     /// The `n`th argument, from 0 to 3; zero for [`NONE`].
     #[inline(always)]
@@ -122,13 +113,15 @@ impl Call {
     #[inline(always)]
     fn number_arg(&self) -> u64 {
         // SAFETY: the mask keeps the index inside the table.
-        self.arg(unsafe { core::ptr::read_volatile((&raw const NUMBER_ARG).cast::<u8>().add(class_index(self.class))) })
+        self.arg(unsafe {
+            core::ptr::read_volatile((&raw const NUMBER_ARG).cast::<u8>().add(masked::<63>(u64::from(self.class))))
+        })
     }
 
     /// The address of the `n`th path, 0 or 1; zero when there is none.
     #[inline(always)]
-    fn path_arg(&self, n: usize) -> u64 {
-        let at = class_index(self.class) * 2 + n;
+    fn path_arg(&self, n: u64) -> u64 {
+        let at = masked::<127>(u64::from(self.class) * 2 + n);
         // SAFETY: the mask keeps the index inside the table.
         self.arg(unsafe { core::ptr::read_volatile((&raw const PATH_ARGS).cast::<u8>().add(at)) })
     }
