@@ -15,6 +15,7 @@ pub mod kind {
     pub const IO_URING: u16 = 20;
     pub const ENTRY: u16 = 21;
     pub const MAP: u16 = 22;
+    pub const PTRACE: u16 = 23;
     pub const CGROUP: u16 = 32;
 }
 
@@ -44,6 +45,7 @@ pub mod hook {
     pub const SB_UMOUNT: u16 = 28;
     pub const PIVOT_ROOT: u16 = 29;
     pub const MMAP_FILE: u16 = 30;
+    pub const PTRACE: u16 = 31;
     /// Slots of the per-CPU counters; more than there are hooks, so that adding one moves nothing.
     pub const COUNT: u32 = 64;
 }
@@ -228,6 +230,18 @@ pub struct Entry {
     pub names: [[u8; NAME_MAX]; 2],
 }
 
+/// Somebody asks to trace, or to write the memory of, a protected process.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(FromBytes, IntoBytes, Immutable, KnownLayout))]
+pub struct Ptrace {
+    pub header: Header,
+    pub target_start_ns: u64,
+    pub target_tgid: u32,
+    /// `PTRACE_MODE_*`.
+    pub mode: u32,
+}
+
 /// An io_uring request that can change a directory or open a file was submitted.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -259,5 +273,6 @@ const _: () = assert!(size_of::<Open>() == 72 + 48);
 const _: () = assert!(size_of::<Change>() == 72 + 16);
 const _: () = assert!(size_of::<PathCall>() == 72 + 32);
 const _: () = assert!(size_of::<Entry>() == 72 + 48 + 2 * NAME_MAX);
+const _: () = assert!(size_of::<Ptrace>() == 72 + 16);
 const _: () = assert!(size_of::<IoUring>() == 72 + 8);
 const _: () = assert!(size_of::<Cgroup>() == 72 + 16);

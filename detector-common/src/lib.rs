@@ -21,6 +21,8 @@ pub mod watch {
     pub const ANCESTOR: u32 = 1 << 2;
     /// A watched directory below this one does not exist yet: opens at any depth below it are reported.
     pub const SUBTREE: u32 = 1 << 3;
+    /// A block device, named by its own number and inode 0: a watched inode's file system lies on it.
+    pub const BLOCK: u32 = 1 << 4;
 }
 
 /// Key of the `WATCHED` map: an inode as the kernel names it.
@@ -77,6 +79,9 @@ pub mod scratch {
     pub const MMAP_FILE: u32 = 5;
     pub const COUNT: u32 = 6;
 }
+
+/// Most processes that are protected: the agent and the node's kubelets.
+pub const PROTECTED_MAX: u32 = 128;
 
 /// Most programs that are trusted to act on what is watched.
 pub const TRUSTED_MAX: u32 = 64;

@@ -79,6 +79,8 @@ offsets! {
     file_dentry = "file"."f_path.dentry";
     inode_ino = "inode"."i_ino";
     inode_sb = "inode"."i_sb";
+    inode_mode = "inode"."i_mode";
+    inode_rdev = "inode"."i_rdev";
     inode_nlink = "inode"."i_nlink";
     sb_dev = "super_block"."s_dev";
     path_mnt = "path"."mnt";

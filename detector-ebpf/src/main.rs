@@ -16,6 +16,7 @@ mod mount;
 mod open;
 mod path;
 mod process;
+mod ptrace;
 mod security;
 mod syscall;
 mod watched;

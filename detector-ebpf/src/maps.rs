@@ -4,7 +4,9 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
-use detector_common::{KernelOffsets, TRUSTED_MAX, WATCHED_MAX, WatchKey, hook, scratch, setting, syscall};
+use detector_common::{
+    KernelOffsets, PROTECTED_MAX, TRUSTED_MAX, WATCHED_MAX, WatchKey, hook, scratch, setting, syscall,
+};
 
 /// Field offsets of the running kernel. Read-only once loaded, so the verifier sees constants.
 #[unsafe(no_mangle)]
@@ -37,6 +39,10 @@ pub static WATCHED: HashMap<WatchKey, u32> = HashMap::with_max_entries(WATCHED_M
 /// Executables whose processes may change what is watched although [`setting::DENY`] is set.
 #[map]
 pub static TRUSTED: HashMap<WatchKey, u32> = HashMap::with_max_entries(TRUSTED_MAX, 0);
+
+/// Thread groups that nobody else may trace unseen: the agent and the node's kubelets.
+#[map]
+pub static PROTECTED: HashMap<u32, u32> = HashMap::with_max_entries(PROTECTED_MAX, 0);
 
 /// Written by the agent while it runs ([`setting`]).
 #[map]

@@ -30,9 +30,12 @@ pub struct Reporter {
     pub syscall: u32,
 }
 
+/// Most components of a path that a security hook reports.
+const STEPS: u32 = 12;
+
 /// Reports a file that is watched, or lies in a watched directory. Returns whether the act is to be refused.
 #[inline(always)]
-pub fn report(task: Ptr, file: Ptr, mode: u32, by: &Reporter, may: May) -> bool {
+pub fn report<const STEPS: u32>(task: Ptr, file: Ptr, mode: u32, by: &Reporter, may: May) -> bool {
     const BODY: usize = size_of::<Open>();
     let Some(scratch) = emit::scratch(by.slot) else { return false };
     let record = scratch.cast::<Open>();
@@ -41,7 +44,7 @@ pub fn report(task: Ptr, file: Ptr, mode: u32, by: &Reporter, may: May) -> bool 
     kernel::header(record.cast(), by.kind, by.hook, task, Detail::Full);
     // SAFETY: `record` lies in a scratch slot.
     let path = unsafe { path::Length::new(&raw mut (*record).path_len) };
-    let mut flags = path::write::<12>(file, scratch, BODY, path);
+    let mut flags = path::write::<STEPS>(file, scratch, BODY, path);
     let denied = security::denies(may, task, found.watch);
     if denied {
         flags |= DENIED;
@@ -68,7 +71,7 @@ pub fn report(task: Ptr, file: Ptr, mode: u32, by: &Reporter, may: May) -> bool 
 #[inline(always)]
 fn opened(file: Ptr, mode: u32, may: May) -> bool {
     let by = Reporter { kind: kind::OPEN, hook: hook::FILE_OPEN, slot: scratch::FILE_OPEN, syscall: u32::MAX };
-    report(current(), file, mode, &by, may)
+    report::<STEPS>(current(), file, mode, &by, may)
 }
 
 /// The mode of a BTF-typed argument, read directly: this runs for every open on the node.
@@ -120,7 +123,7 @@ fn mapped(file: Ptr, flags: usize, may: May) -> bool {
         return false;
     }
     let by = Reporter { kind: kind::MAP, hook: hook::MMAP_FILE, slot: scratch::MMAP_FILE, syscall: u32::MAX };
-    report(current(), file, mode, &by, may)
+    report::<STEPS>(current(), file, mode, &by, may)
 }
 
 // `security_mmap_file(struct file *file, unsigned long prot, unsigned long flags)`; the LSM hook `mmap_file` has the

@@ -73,6 +73,9 @@ struct Call {
     compat: u32,
 }
 
+/// Most components of a path that is reported: fewer than elsewhere, for this program is the longest.
+const STEPS: u32 = 8;
+
 /// Number of an argument that there is none of.
 const NONE: u8 = 4;
 
@@ -171,7 +174,7 @@ fn open(task: Ptr, call: &Call, kind: u16, fd: u32) {
             return;
         }
     }
-    open::report(
+    open::report::<STEPS>(
         task,
         file,
         mode,

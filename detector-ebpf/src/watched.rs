@@ -35,6 +35,12 @@ pub unsafe fn file(file: Ptr, seen: *mut u32) -> Option<Match> {
     let key = WatchKey::new(inode.follow(offset!(inode_sb)).read(offset!(sb_dev)), inode.read(offset!(inode_ino)));
     // SAFETY: as above.
     unsafe { core::ptr::write_volatile(seen, flags(&key).unwrap_or(0) & watch::FILE) };
+    /// `S_IFMT` and `S_IFBLK` of `inode->i_mode`.
+    const TYPE: u16 = 0o170_000;
+    const BLOCK_DEVICE: u16 = 0o060_000;
+    if inode.read::<u16>(offset!(inode_mode)) & TYPE == BLOCK_DEVICE {
+        add(flags(&WatchKey::new(inode.read(offset!(inode_rdev)), 0)).unwrap_or(0) & watch::BLOCK);
+    }
     let mut dentry = file.follow(offset!(file_dentry)).follow(offset!(dentry_parent));
     let parent_ino: u64 = dentry.follow(offset!(dentry_inode)).read(offset!(inode_ino));
     // Dentries of one tree share a super block.

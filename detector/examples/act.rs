@@ -134,6 +134,10 @@ fn main() -> Done {
             mount(Some("none"), &dir, Some("tmpfs"), MsFlags::empty(), None::<&str>)?;
             fs::write(dir.join("a.yaml"), &text)?;
         }
+        "process-memory" => {
+            // Opened for writing, which the kernel asks about as it does about ptrace; nothing is written.
+            drop(fs::OpenOptions::new().write(true).open(Path::new("/proc").join(name).join("mem"))?);
+        }
         "flood" => flood(&dir, name.parse()?)?,
         "storm" => storm(&dir)?,
         other => return Err(format!("no act is called {other}").into()),

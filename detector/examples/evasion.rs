@@ -78,6 +78,8 @@ struct Suite {
     /// Alerts that came while another was waited for.
     kept: Vec<Value>,
     told_of_losses: bool,
+    /// Security hooks are attached.
+    sees_memory: bool,
     failed: bool,
 }
 
@@ -164,7 +166,7 @@ fn with_root(root: &Path, act: &Path, detector: &Path, args: &[OsString], events
     let mut k3s = stand_in("k3s", &["server".into(), "--data-dir".into(), root.join("k3s").into()])?;
 
     // Kubelets are looked for too: `--manifest-dir` comes on top.
-    let (agent, alerts, errors) = start_agent(detector, args, &dirs)?;
+    let (agent, alerts, errors, security_hooks) = start_agent(detector, args, &dirs)?;
     let statistics = thread::spawn(move || {
         errors.iter().find_map(|line| {
             if line.starts_with("degraded:") {
@@ -180,6 +182,7 @@ fn with_root(root: &Path, act: &Path, detector: &Path, args: &[OsString], events
         alerts,
         kept: Vec::new(),
         told_of_losses: false,
+        sees_memory: security_hooks,
         failed: false,
     };
 
@@ -203,6 +206,7 @@ fn with_root(root: &Path, act: &Path, detector: &Path, args: &[OsString], events
     let pid = suite.act("create", "k3s/agent/pod-manifests", "a.yaml", POD)?;
     suite.expect(21, "k3s", pid, &root.join("k3s/agent/pod-manifests/a.yaml"), "added");
     suite.flood(events)?;
+    suite.memory(&configured)?;
     suite.twins()?;
 
     for child in [&mut mounting, &mut configured, &mut k3s, &mut second] {
@@ -237,7 +241,7 @@ fn denied(root: &Path, act: &Path, detector: &Path, args: &[OsString]) -> anyhow
         .cloned()
         .chain(["--deny".into(), "static-pod".into(), "--trust".into(), trusted.clone().into()])
         .collect();
-    let (agent, alerts, _errors) = start_agent(detector, &args, &dirs)?;
+    let (agent, alerts, _errors, sees_memory) = start_agent(detector, &args, &dirs)?;
     let mut suite = Suite {
         root: root.to_owned(),
         act: act.to_owned(),
@@ -245,6 +249,7 @@ fn denied(root: &Path, act: &Path, detector: &Path, args: &[OsString]) -> anyhow
         alerts,
         kept: Vec::new(),
         told_of_losses: false,
+        sees_memory,
         failed: false,
     };
     for case in &CASES {
@@ -285,12 +290,12 @@ fn denied(root: &Path, act: &Path, detector: &Path, args: &[OsString]) -> anyhow
     Ok(!suite.failed)
 }
 
-/// Starts the agent and waits until its hooks are attached.
+/// Starts the agent and waits until its hooks are attached; also yields whether security hooks are among them.
 fn start_agent(
     detector: &Path,
     args: &[OsString],
     dirs: &[PathBuf],
-) -> anyhow::Result<(Child, Receiver<Value>, Receiver<String>)> {
+) -> anyhow::Result<(Child, Receiver<Value>, Receiver<String>, bool)> {
     let mut command = Command::new(detector);
     command.args(["run", "--output", "stdout:json"]).args(args);
     for dir in dirs {
@@ -299,13 +304,15 @@ fn start_agent(
     let mut agent = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let alerts = lines(agent.stdout.take().context("no standard output")?, |line| serde_json::from_str(line).ok());
     let errors = lines(agent.stderr.take().context("no standard error")?, |line| Some(line.to_owned()));
+    let mut security_hooks = !args.iter().any(|arg| arg == "tracepoint");
     loop {
         let line = errors.recv_timeout(Duration::from_secs(60)).context("the agent did not start")?;
+        security_hooks &= !line.starts_with("degraded: hook security-hooks");
         if line.starts_with("degraded:") || line.starts_with("error:") || line.starts_with("ready:") {
             eprintln!("{line}");
         }
         if line.starts_with("ready:") {
-            return Ok((agent, alerts, errors));
+            return Ok((agent, alerts, errors, security_hooks));
         }
     }
 }
@@ -514,6 +521,18 @@ impl Suite {
         fs::write(place.join("stop"), "")?;
         let forks = String::from_utf8(storm.wait_with_output()?.stdout)?;
         eprintln!("flood: {events} file events and {} fork+execs during {round} rounds of 8 acts", forks.trim());
+        Ok(())
+    }
+
+    /// Besides the list: kubelet's memory, and the agent's, opened for writing. Security hooks alone see that.
+    fn memory(&mut self, kubelet: &Child) -> anyhow::Result<()> {
+        for (name, target) in [("kubelet-memory", kubelet.id()), ("agent-memory", self.agent.id())] {
+            let pid = self.act("process-memory", "place", &target.to_string(), "")?;
+            if self.sees_memory {
+                let title = if name == "agent-memory" { "The detector (pid" } else { "kubelet (pid" };
+                self.expect_title(25, name, Some(pid), title);
+            }
+        }
         Ok(())
     }
 

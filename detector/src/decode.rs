@@ -21,6 +21,8 @@ pub enum Event {
     Path(PathCall),
     /// A security hook: about to happen.
     Entry(Entry),
+    /// Access to a protected process.
+    Ptrace(wire::Ptrace),
     IoUring(wire::IoUring),
     Cgroup {
         event: wire::Cgroup,
@@ -99,6 +101,7 @@ impl Event {
             Self::Entry(e) => &e.header,
             Self::Change(e) => &e.header,
             Self::Path(e) => &e.event.header,
+            Self::Ptrace(e) => &e.header,
             Self::IoUring(e) => &e.header,
             Self::Cgroup { event, .. } => &event.header,
         }
@@ -162,6 +165,7 @@ pub fn event(raw: &[u8]) -> Result<Event, DecodeError> {
             let (second, _) = tail(rest, event.len[1], kind)?;
             Ok(Event::Path(PathCall { event, paths: [c_string(first), c_string(second)] }))
         }
+        kind::PTRACE => Ok(Event::Ptrace(fixed(raw, kind)?.0)),
         kind::IO_URING => Ok(Event::IoUring(fixed(raw, kind)?.0)),
         kind::CGROUP => {
             let (event, rest) = fixed::<wire::Cgroup>(raw, kind)?;
@@ -201,6 +205,7 @@ pub fn hook_name(hook: u16) -> &'static str {
         hook::SB_UMOUNT => "umount",
         hook::PIVOT_ROOT => "pivot-root",
         hook::MMAP_FILE => "mmap",
+        hook::PTRACE => "ptrace",
         _ => "unknown",
     }
 }

@@ -4,7 +4,7 @@ use crate::{
     alert::{Alert, Origin, TraceRef},
     context::Context,
     decode,
-    detect::{Detector, Finding, blocked::Blocked, impair::Impair, static_pod::StaticPod},
+    detect::{Detector, Finding, around::Around, blocked::Blocked, impair::Impair, static_pod::StaticPod},
     record::{Body, Record},
 };
 
@@ -33,7 +33,12 @@ impl Pipeline {
     pub fn new() -> Self {
         Self {
             context: Context::default(),
-            detectors: vec![Box::<StaticPod>::default(), Box::<Blocked>::default(), Box::<Impair>::default()],
+            detectors: vec![
+                Box::<StaticPod>::default(),
+                Box::<Around>::default(),
+                Box::<Blocked>::default(),
+                Box::<Impair>::default(),
+            ],
             stats: Stats::default(),
         }
     }

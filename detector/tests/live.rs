@@ -452,6 +452,37 @@ fn a_dotfile_alone_is_low() {
 }
 
 #[test]
+fn the_block_device_under_the_manifests_opened_for_writing() {
+    let root = tempfile::tempdir().unwrap();
+    let run = |program: &str, args: &[&str]| {
+        let output = Command::new(program).args(args).output().unwrap();
+        assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    let (image, place) = (root.path().join("image"), root.path().join("place"));
+    fs::File::create(&image).unwrap().set_len(8 << 20).unwrap();
+    fs::create_dir(&place).unwrap();
+    let (image, place) = (image.to_str().unwrap(), place.to_str().unwrap());
+    run("mkfs.ext4", &["-q", image]);
+    run("mount", &["-o", "loop", image, place]);
+    let device = run("findmnt", &["-n", "-o", "SOURCE", place]);
+    let dir = format!("{place}/manifests");
+    fs::create_dir(&dir).unwrap();
+    let agent = Agent::with(&["--manifest-dir", &dir], |_| {});
+    // The twin: reading it, as blkid and udev do.
+    drop(fs::File::open(&device).unwrap());
+    agent.silent();
+    drop(fs::OpenOptions::new().write(true).open(&device).unwrap());
+    let rest = agent.rest();
+    let unmounted = Command::new("umount").args(["-l", place]).status().unwrap();
+    assert!(unmounted.success());
+    assert_eq!(rest.len(), 1, "{rest:#?}");
+    assert_eq!(rest[0]["process"]["pid"], std::process::id());
+    assert_eq!(rest[0]["severity"], "high");
+    assert!(rest[0]["title"].as_str().unwrap().contains(&device), "{}", rest[0]["title"]);
+}
+
+#[test]
 fn severity_follows_what_the_manifest_asks_for() {
     let agent = Agent::start();
     act("create", &agent.dir, "a.yaml", POD);

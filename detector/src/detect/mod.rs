@@ -1,5 +1,6 @@
 //! Detection: one state machine a technique, each a pure function of records and context.
 
+pub mod around;
 pub mod blocked;
 pub mod impair;
 pub mod static_pod;

@@ -173,12 +173,21 @@ impl Live {
         self.warnings.append(&mut batch.warnings);
         if batch.watch_changed {
             let mut set = self.view.watch_set().clone();
+            for device in proc::devices_under(set.keys()) {
+                set.insert(InodeKey { dev: device, ino: 0 }, watch::BLOCK);
+            }
             for (inode, flags) in &self.protected {
                 *set.entry(*inode).or_insert(0) |= flags;
             }
             self.kernel.watch(&set, self.view.depth())?;
             if !self.kernel.is_precise() {
                 self.kernel.track_writes(proc::has_writer(self.view.watch_set()))?;
+            }
+        }
+        for body in &batch.bodies {
+            if let Body::Watched(watched) = body {
+                let kubelets = watched.dirs.iter().filter_map(|dir| dir.kubelet_pid);
+                self.kernel.protect(&kubelets.chain([std::process::id()]).collect())?;
             }
         }
         if !batch.bodies.is_empty() {

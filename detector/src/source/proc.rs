@@ -148,6 +148,36 @@ pub fn cgroup2_root() -> Option<PathBuf> {
     mounts.0.into_iter().find(|mount| mount.fs_type == "cgroup2").map(|mount| mount.mount_point)
 }
 
+/// Block devices that the file systems of these inodes lie on, in the kernel's encoding: the device, the disk of a partition,
+/// what a mapped device is made of.
+#[must_use]
+pub fn devices_under<'a>(inodes: impl Iterator<Item = &'a InodeKey>) -> BTreeSet<u32> {
+    /// Most devices followed: a mapped device is made of a few.
+    const DEVICES_MAX: usize = 64;
+    let mut found = BTreeSet::new();
+    // Major 0 is no device.
+    let mut todo: Vec<u32> =
+        inodes.map(|inode| inode.dev).filter(|dev| dev >> 20 != 0).collect::<BTreeSet<_>>().into_iter().collect();
+    while let Some(dev) = todo.pop() {
+        if found.len() >= DEVICES_MAX || !found.insert(dev) {
+            continue;
+        }
+        let dir = PathBuf::from(format!("/sys/dev/block/{}:{}", dev >> 20, dev & 0xf_ffff));
+        let slaves = fs::read_dir(dir.join("slaves")).into_iter().flatten().filter_map(Result::ok);
+        let below = slaves.map(|slave| slave.path().join("dev"));
+        // A partition's directory lies in its disk's.
+        let disk = dir.join("partition").exists().then(|| dir.join("../dev"));
+        todo.extend(below.chain(disk).filter_map(|file| parse_device(&fs::read_to_string(file).ok()?)));
+    }
+    found
+}
+
+/// `major:minor` in the kernel's encoding.
+fn parse_device(text: &str) -> Option<u32> {
+    let (major, minor) = text.trim().split_once(':')?;
+    Some(major.parse::<u32>().ok()? << 20 | minor.parse::<u32>().ok()? & 0xf_ffff)
+}
+
 /// Whether some process may hold one of `inodes` open for writing.
 ///
 /// Compares inode numbers alone (a device number is not the kernel's own on every file system): it may say yes too

@@ -7,7 +7,7 @@ pub mod btf;
 pub mod hooks;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     os::fd::{AsRawFd as _, RawFd},
     path::{Path, PathBuf},
 };
@@ -18,7 +18,7 @@ use aya::{
     programs::{BtfTracePoint, Program, ProgramError, tp_btf::BtfTracePointLinkId},
 };
 use bytes::Bytes;
-use detector_common::{KernelOffsets, WatchKey, setting};
+use detector_common::{KernelOffsets, PROTECTED_MAX, WatchKey, setting};
 
 use crate::{
     decode,
@@ -88,6 +88,7 @@ pub struct Kernel {
     context: RingBuf<MapData>,
     watched: HashMap<MapData, Plain<WatchKey>, u32>,
     trusted: HashMap<MapData, Plain<WatchKey>, u32>,
+    protected: HashMap<MapData, u32, u32>,
     settings: Array<MapData, u32>,
     lost: PerCpuArray<MapData, u64>,
     lost_before: BTreeMap<(u16, usize), u64>,
@@ -167,6 +168,7 @@ impl Kernel {
             alerting: take(&mut ebpf, "ALERTING")?.try_into().map_err(|source| map_error("ALERTING", source))?,
             context: take(&mut ebpf, "CONTEXT")?.try_into().map_err(|source| map_error("CONTEXT", source))?,
             watched: take(&mut ebpf, "WATCHED")?.try_into().map_err(|source| map_error("WATCHED", source))?,
+            protected: take(&mut ebpf, "PROTECTED")?.try_into().map_err(|source| map_error("PROTECTED", source))?,
             trusted: take(&mut ebpf, "TRUSTED")?.try_into().map_err(|source| map_error("TRUSTED", source))?,
             lost: take(&mut ebpf, "LOST")?.try_into().map_err(|source| map_error("LOST", source))?,
             settings,
@@ -225,6 +227,22 @@ impl Kernel {
         }
         self.in_kernel.clone_from(set);
         set_setting(&mut self.settings, setting::DEPTH, depth)
+    }
+
+    /// Reports access to the memory of exactly these processes, at most [`PROTECTED_MAX`] of them.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn protect(&mut self, pids: &BTreeSet<u32>) -> Result<(), KernelError> {
+        let error = |source| map_error("PROTECTED", source);
+        let before: Vec<u32> = self.protected.keys().filter_map(Result::ok).collect();
+        for pid in before.iter().filter(|pid| !pids.contains(pid)) {
+            self.protected.remove(pid).map_err(error)?;
+        }
+        for pid in pids.iter().take(PROTECTED_MAX as usize) {
+            self.protected.insert(*pid, 1, 0).map_err(error)?;
+        }
+        Ok(())
     }
 
     /// Refuses acts on what is watched, except by processes of these executables.
