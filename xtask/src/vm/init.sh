@@ -24,7 +24,42 @@ suite() {
     done
     echo "backend deny"
     /suite/examples/evasion --deny --hooks lsm || status=$?
+    echo "backend doctor"
+    taken_away
     echo "verdict $status"
+}
+
+# Whether a command ends with the status $2 and says $3.
+check() {
+    name=$1 want=$2 says=$3
+    shift 3
+    "$@" >/tmp/said 2>&1
+    got=$?
+    result=told
+    if [ $got != "$want" ] || ! grep -q "$says" /tmp/said; then
+        result=untold
+        echo "status $got"
+        cat /tmp/said
+    fi
+    echo "{\"case\":0,\"name\":\"$name\",\"result\":\"$result\",\"ms\":0}"
+}
+
+# What doctor says when something is missing.
+taken_away() {
+    doctor="/suite/detector doctor --manifest-dir /tmp"
+    check "everything there" 0 "lsm file_open" $doctor
+    umount /sys/kernel/security
+    check "no securityfs" 0 "securityfs is not mounted" $doctor
+    mount -t securityfs securityfs /sys/kernel/security
+    umount /sys/kernel/tracing
+    umount /sys/kernel/debug
+    check "no tracefs" 0 "kprobe security_file_open" $doctor --hooks kprobe
+    mount -t tmpfs btf /sys/kernel/btf
+    check "no BTF" 1 "CONFIG_DEBUG_INFO_BTF" $doctor
+    umount /sys/kernel/btf
+    # Not to be undone: last.
+    echo confidentiality >/sys/kernel/security/lockdown
+    check "lockdown" 1 "BPF may not read kernel memory" $doctor
 }
 
 # What each loop takes with nothing attached, with empty programs on the same hooks, and with the agent.

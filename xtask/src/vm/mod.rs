@@ -148,7 +148,7 @@ impl Outcome {
             && self
                 .cases
                 .iter()
-                .all(|case| matches!(case.result.as_str(), "detected" | "unattributed" | "silent" | "refused"))
+                .all(|case| matches!(case.result.as_str(), "detected" | "unattributed" | "silent" | "refused" | "told"))
     }
 }
 
@@ -331,7 +331,9 @@ fn summary(outcome: &Outcome) {
     for ((backend, result), count) in counts(outcome) {
         eprintln!("    {backend}: {count} {result}");
     }
-    for case in outcome.cases.iter().filter(|case| !matches!(case.result.as_str(), "detected" | "silent" | "refused")) {
+    for case in
+        outcome.cases.iter().filter(|case| !matches!(case.result.as_str(), "detected" | "silent" | "refused" | "told"))
+    {
         eprintln!("    {} case {} {}: {}", case.backend, case.case, case.name, case.result);
     }
     if let Some(most) = outcome.verified.iter().max_by_key(|program| program.count) {
