@@ -232,3 +232,47 @@ fn a_kubelet_that_reads_from_somewhere_else_is_told_once_and_a_default_never() {
     assert_eq!(alert.severity, Severity::High);
     assert_eq!(alert.title, "A kubelet now reads static pods from /tmp/evil");
 }
+
+#[test]
+fn an_act_that_was_seen_before_it_happened_explains_what_shows_a_moment_later_and_not_what_shows_much_later() {
+    for (late, named) in [(1, true), (300, true), (600, false)] {
+        let (mut stream, _) = with_writer();
+        let other = crate::record::InodeKey { dev: 8, ino: 500 };
+        let rename = testing::entry(writer(), detector_common::hook::INODE_RENAME, [other, DIR], [".x", "web.yaml"]);
+        stream.kernel(rename);
+        stream.wait(late * 1_000_000);
+        // The old state was seen once more in between.
+        let since = stream.now();
+        stream.push(Body::Manifest(Box::new(manifest(ChangeKind::Added, Some(POD), since))));
+        assert_eq!(only(&stream).process.is_some(), named, "{late} ms");
+    }
+}
+
+#[test]
+fn what_happens_beside_the_way_to_the_directory_explains_nothing() {
+    for (name, named) in [("manifests", true), ("somewhere-else", false)] {
+        let (mut stream, since) = with_writer();
+        let above = crate::record::InodeKey { dev: 8, ino: 2 };
+        let raw = testing::entry(writer(), detector_common::hook::INODE_RENAME, [above, above], ["x", name]);
+        let mut raw = raw.to_vec();
+        let at = std::mem::offset_of!(detector_common::Entry, watch);
+        raw[at..at + 4].copy_from_slice(&detector_common::watch::ANCESTOR.to_ne_bytes());
+        stream.kernel(raw.into());
+        stream.push(Body::Manifest(Box::new(manifest(ChangeKind::Added, Some(POD), since))));
+        assert_eq!(only(&stream).process.is_some(), named, "{name}");
+    }
+}
+
+#[test]
+fn a_file_opened_long_ago_and_written_now_is_its_openers() {
+    let (mut stream, _) = with_writer();
+    stream.kernel(testing::open(writer(), FILE, DIR, "/manifests/web.yaml"));
+    for _ in 0..100 {
+        stream.wait(SECOND);
+        stream.kernel(testing::fork(SHELL, Actor::host(70, 200)));
+        stream.kernel(testing::change(SHELL, crate::record::InodeKey { dev: 9, ino: 9 }, 0));
+    }
+    let since = stream.now();
+    stream.push(Body::Manifest(Box::new(manifest(ChangeKind::Modified, Some(POD), since))));
+    assert_eq!(only(&stream).process.unwrap().pid, 60);
+}
