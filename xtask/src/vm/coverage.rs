@@ -40,42 +40,43 @@ pub fn page(outcomes: &[Outcome]) -> String {
         virtual machines and by each way to attach. Written by `cargo xtask vm --all --coverage docs/coverage.md`; the acts are\n\
         `detector/examples/act.rs`, the suite `detector/examples/evasion.rs`.\n\n\
         **detected**: an alert that names the process that did it. **unattributed**: an alert that names nobody. **missed**: no\n\
-        alert. **refused**: under `--deny static-pod`, with an alert. A case with several variants shows the worst.\n\n"
+        alert. **refused**: under `--deny static-pod`, with an alert. **-**: no hook, or not tried. A case with several variants\n\
+        shows the worst.\n\n"
         .to_owned();
-    let mut columns: Vec<(&str, &str)> = Vec::new();
-    let mut worst: BTreeMap<(u64, (&str, &str)), &str> = BTreeMap::new();
     for outcome in outcomes {
-        for case in outcome.cases.iter().filter(|case| case.backend != "doctor") {
-            let column = (outcome.series.as_str(), case.backend.as_str());
-            if !columns.contains(&column) {
-                columns.push(column);
-            }
-            let known = worst.entry((case.case, column)).or_insert(&case.result);
-            if rank(&case.result) > rank(known) {
-                *known = &case.result;
-            }
-        }
-    }
-    let _ = writeln!(
-        page,
-        "| # | act | {} |",
-        columns.iter().map(|(s, b)| format!("{s} {b}")).collect::<Vec<_>>().join(" | ")
-    );
-    let _ = writeln!(page, "|---|---|{}", "---|".repeat(columns.len()));
-    for (number, what) in CASES {
-        let cells: Vec<_> = columns.iter().map(|column| *worst.get(&(number, *column)).unwrap_or(&"no hook")).collect();
-        let _ = writeln!(page, "| {number} | {what} | {} |", cells.join(" | "));
-    }
-    let twins: Vec<_> = columns.iter().map(|column| *worst.get(&(0, *column)).unwrap_or(&"not run")).collect();
-    let _ = writeln!(page, "| | benign twins: the same calls next door, reads, touches | {} |", twins.join(" | "));
-    page.push_str("\nKernels:");
-    for outcome in outcomes {
-        let _ = write!(page, " {}", outcome.version);
+        table(&mut page, outcome);
     }
     page.push_str(
-        ".\n\nThe tracepoint backend sees io_uring requests from 6.4 on only: before that, what they did is found by the slow timer.\n",
+        "The tracepoint backend sees io_uring requests from 6.4 on only: before that, what they did is found by the slow timer. A \
+         descriptor that is\nopen for writing before `--deny` is not taken away.\n",
     );
     page
+}
+
+/// One kernel's cases down, backends across.
+fn table(page: &mut String, outcome: &Outcome) {
+    let mut columns: Vec<&str> = Vec::new();
+    let mut worst: BTreeMap<(u64, &str), &str> = BTreeMap::new();
+    for case in outcome.cases.iter().filter(|case| case.backend != "doctor") {
+        if !columns.contains(&case.backend.as_str()) {
+            columns.push(&case.backend);
+        }
+        let known = worst.entry((case.case, &case.backend)).or_insert(&case.result);
+        if rank(&case.result) > rank(known) {
+            *known = &case.result;
+        }
+    }
+    let row = |number: u64| -> Vec<&str> {
+        columns.iter().map(|column| *worst.get(&(number, *column)).unwrap_or(&"-")).collect()
+    };
+    // Writing to a string cannot fail.
+    let _ = writeln!(page, "## {}\n", outcome.version);
+    let _ = writeln!(page, "| # | act | {} |", columns.join(" | "));
+    let _ = writeln!(page, "|---|---|{}", "---|".repeat(columns.len()));
+    for (number, what) in CASES {
+        let _ = writeln!(page, "| {number} | {what} | {} |", row(number).join(" | "));
+    }
+    let _ = writeln!(page, "| | benign twins: the same calls next door, reads, touches | {} |\n", row(0).join(" | "));
 }
 
 fn rank(result: &str) -> u32 {

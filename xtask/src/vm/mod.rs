@@ -16,7 +16,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{cargo, check, root, setup};
@@ -48,17 +48,20 @@ pub struct Options {
     /// Write the matrix to FILE as a page of the documentation
     #[arg(long, value_name = "FILE")]
     coverage: Option<PathBuf>,
+    /// Take the results from FILE, which --json wrote, instead of running anything
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "all", "shell", "json"])]
+    from: Option<PathBuf>,
 }
 
 impl Options {
     /// What `cargo xtask test` runs.
     pub fn some() -> Self {
-        Self { kernel: Vec::new(), all: false, shell: false, json: None, coverage: None }
+        Self { kernel: Vec::new(), all: false, shell: false, json: None, coverage: None, from: None }
     }
 }
 
 /// What one kernel did.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Outcome {
     series: String,
     version: String,
@@ -70,14 +73,14 @@ struct Outcome {
     verified: Vec<Verified>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Verified {
     backend: String,
     hook: String,
     count: u32,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct CaseResult {
     backend: String,
     case: u64,
@@ -91,23 +94,15 @@ struct CaseResult {
 /// # Errors
 /// When a machine cannot be set up, or a case is missed on any kernel.
 pub fn vm(options: &Options) -> anyhow::Result<()> {
-    let wanted: Vec<&str> = match (options.all, options.kernel.as_slice()) {
-        (true, _) => ALL.to_vec(),
-        (false, []) if options.shell => vec![SOME[1]],
-        (false, []) => SOME.to_vec(),
-        (false, some) => some.iter().map(String::as_str).collect(),
+    let outcomes = match &options.from {
+        Some(file) => {
+            let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
+            serde_json::from_str(&text).with_context(|| format!("{}: not what --json writes", file.display()))?
+        }
+        None => run_all(options)?,
     };
-    let (kernels, initrd, place) = prepare(&wanted)?;
     if options.shell {
-        let kernel = kernels.first().context("no kernel")?;
-        return check(machine(kernel, &initrd, "detector.shell").args(["-smp", "2", "-serial", "mon:stdio"]));
-    }
-    let mut outcomes = Vec::new();
-    for kernel in &kernels {
-        eprintln!("==> kernel {}", kernel.version);
-        let outcome = run(kernel, &initrd, &place)?;
-        summary(&outcome);
-        outcomes.push(outcome);
+        return Ok(());
     }
     print(&outcomes);
     if let Some(file) = &options.json {
@@ -119,6 +114,30 @@ pub fn vm(options: &Options) -> anyhow::Result<()> {
     let failed: Vec<_> = outcomes.iter().filter(|outcome| !outcome.fine()).map(|one| one.version.as_str()).collect();
     anyhow::ensure!(failed.is_empty(), "the suite failed on {}", failed.join(", "));
     Ok(())
+}
+
+/// Boots every kernel that is asked for, one after the other.
+fn run_all(options: &Options) -> anyhow::Result<Vec<Outcome>> {
+    let wanted: Vec<&str> = match (options.all, options.kernel.as_slice()) {
+        (true, _) => ALL.to_vec(),
+        (false, []) if options.shell => vec![SOME[1]],
+        (false, []) => SOME.to_vec(),
+        (false, some) => some.iter().map(String::as_str).collect(),
+    };
+    let (kernels, initrd, place) = prepare(&wanted)?;
+    let mut outcomes = Vec::new();
+    if options.shell {
+        let kernel = kernels.first().context("no kernel")?;
+        check(machine(kernel, &initrd, "detector.shell").args(["-smp", "2", "-serial", "mon:stdio"]))?;
+        return Ok(outcomes);
+    }
+    for kernel in &kernels {
+        eprintln!("==> kernel {}", kernel.version);
+        let outcome = run(kernel, &initrd, &place)?;
+        summary(&outcome);
+        outcomes.push(outcome);
+    }
+    Ok(outcomes)
 }
 
 /// What booting needs: kernels, the initial file system, and a place for logs.
