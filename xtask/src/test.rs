@@ -21,7 +21,7 @@ pub fn test() -> anyhow::Result<()> {
         ("kernel lints", kernel_lints()),
         ("tests", with(&["test", "--quiet", "--workspace", "--exclude", "detector-ebpf", "--lib", "--bins"])),
         // Programs that the live tests start beside the agent.
-        ("acts", with(&["build", "--quiet", "--package", "detector", "--examples"])),
+        ("acts", with(&["build", "--quiet", "--package", "detector", "--bins", "--examples"])),
         (
             "evasion suite",
             with(&["run", "--quiet", "--package", "detector", "--example", "evasion", "--", "--flood", "1000000"]),
