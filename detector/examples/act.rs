@@ -45,12 +45,12 @@ fn main() -> Done {
             write_fd(call(libc::SYS_openat2, &args)?, &text)?;
         }
         "bind" => {
-            let other = private_place()?;
+            let other = private_place(&dir)?;
             mount(Some(&dir), &other, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
             fs::write(other.join(name), &text)?;
         }
         "symlinked" => {
-            let link = std::env::temp_dir().join(format!("act-link-{}", std::process::id()));
+            let link = beside(&dir, "link")?;
             unix::symlink(&dir, &link)?;
             fs::write(link.join(name), &text)?;
             fs::remove_file(&link)?;
@@ -190,10 +190,10 @@ fn held(path: &Path) -> Done {
 }
 
 /// A mount namespace of our own, and an empty directory in it.
-fn private_place() -> Result<PathBuf, Box<dyn std::error::Error>> {
+fn private_place(dir: &Path) -> Result<PathBuf, Box<dyn std::error::Error>> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
-    let place = std::env::temp_dir().join(format!("act-place-{}", std::process::id()));
+    let place = beside(dir, "private")?;
     fs::create_dir(&place)?;
     Ok(place)
 }

@@ -83,6 +83,17 @@ struct Suite {
     failed: bool,
 }
 
+/// A process that does not outlive the suite.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 fn main() -> ExitCode {
     match run() {
         Ok(true) => ExitCode::SUCCESS,
@@ -125,8 +136,10 @@ fn run() -> anyhow::Result<bool> {
         while nix::mount::umount2(&root.join(case), nix::mount::MntFlags::MNT_DETACH).is_ok() {}
         while nix::mount::umount2(&root.join(case).join("a.yaml"), nix::mount::MntFlags::MNT_DETACH).is_ok() {}
     }
-    fs::remove_dir_all(&root)?;
-    done
+    let removed = fs::remove_dir_all(&root);
+    let fine = done?;
+    removed?;
+    Ok(fine)
 }
 
 fn with_root(root: &Path, act: &Path, detector: &Path, args: &[OsString], events: u64) -> anyhow::Result<bool> {
@@ -496,11 +509,11 @@ impl Suite {
         let place = self.root.join("place");
         let start = |act: &str, name: &str| {
             let args = [act.as_ref(), place.as_os_str(), name.as_ref()];
-            Command::new(&self.act).args(args).stdin(Stdio::null()).stdout(Stdio::piped()).spawn()
+            Command::new(&self.act).args(args).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().map(Ended)
         };
         let half = (events / 2).to_string();
         let mut flooders = [start("flood", &half)?, start("flood", &half)?];
-        let storm = start("storm", "")?;
+        let mut storm = start("storm", "")?;
         let mut round = 0;
         loop {
             for act in ["create", "creat", "rename", "move", "link", "bind", "splice", "io-uring"] {
@@ -512,14 +525,15 @@ impl Suite {
             round += 1;
             let mut ended = true;
             for flooder in &mut flooders {
-                ended &= flooder.try_wait()?.is_some();
+                ended &= flooder.0.try_wait()?.is_some();
             }
             if ended {
                 break;
             }
         }
         fs::write(place.join("stop"), "")?;
-        let forks = String::from_utf8(storm.wait_with_output()?.stdout)?;
+        let mut forks = String::new();
+        storm.0.stdout.take().context("no output")?.read_to_string(&mut forks)?;
         eprintln!("flood: {events} file events and {} fork+execs during {round} rounds of 8 acts", forks.trim());
         Ok(())
     }
