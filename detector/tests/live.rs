@@ -7,8 +7,12 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
-    sync::mpsc::{self, Receiver, RecvTimeoutError},
-    thread,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc::{self, Receiver, RecvTimeoutError},
+    },
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -357,33 +361,39 @@ fn case_24_under_a_flood_of_file_events() {
     let agent = Agent::start();
     let place = agent.dir.parent().unwrap().join("flood");
     fs::create_dir(&place).unwrap();
-    let stop = place.join("stop");
+    let events = Arc::new(AtomicU64::new(0));
+    let stop = Arc::new(AtomicBool::new(false));
     let flooders: Vec<_> = (0..2)
         .map(|n| {
-            let (place, stop) = (place.clone(), stop.clone());
+            let (place, stop, events) = (place.clone(), stop.clone(), events.clone());
             thread::spawn(move || {
                 let (one, other) = (place.join(format!("{n}.a")), place.join(format!("{n}.b")));
-                let mut events = 0_u64;
-                while !stop.exists() {
+                while !stop.load(Ordering::Relaxed) {
                     fs::write(&one, "x").unwrap();
                     fs::rename(&one, &other).unwrap();
                     fs::remove_file(&other).unwrap();
-                    events += 3;
+                    events.fetch_add(3, Ordering::Relaxed);
                 }
-                events
             })
         })
         .collect();
+    // The flood sets the pace, so that a slow machine makes as many events between two acts as a fast one.
     for n in 0..20 {
+        let before = events.load(Ordering::Relaxed);
         let name = format!("{n}.yaml");
         let pid = act("create", &agent.dir, &name, POD);
         assert_named(&agent.alert(&name, "added"), pid, &act_program());
+        while events.load(Ordering::Relaxed) < before + 1_000 {
+            assert!(!flooders.iter().all(JoinHandle::is_finished), "the flood ended");
+            thread::sleep(Duration::from_millis(1));
+        }
     }
-    fs::write(&stop, "").unwrap();
-    let events: u64 = flooders.into_iter().map(|flooder| flooder.join().unwrap()).sum();
-    assert!(events > 10_000, "that was no flood: {events}");
+    stop.store(true, Ordering::Relaxed);
+    for flooder in flooders {
+        flooder.join().unwrap();
+    }
     let stats = agent.stop();
-    assert_eq!(stats["lost"], serde_json::json!({}), "{events} events");
+    assert_eq!(stats["lost"], serde_json::json!({}), "{events:?} events");
 }
 
 #[test]
