@@ -3,10 +3,14 @@
 //! A source does I/O and yields records; nothing behind a source reads a clock, a file, a socket or the environment.
 //! Time is the record's own, in nanoseconds of `CLOCK_BOOTTIME`; [`Start::boot_time_ns`] turns it into wall time.
 
+mod node;
+
 use std::fmt;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+
+pub use node::*;
 
 /// Nanoseconds of `CLOCK_BOOTTIME` of the recorded host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -67,6 +71,16 @@ pub enum Body {
     Watched(Watched),
     /// What kubelet would read changed.
     Manifest(Box<ManifestChange>),
+    /// What is known of a container.
+    Container(Box<ContainerInfo>),
+    /// An image came into a store of this node.
+    Image(Box<ImageArrival>),
+    /// The names that a runtime gives an image.
+    ImageNames(Box<ImageNames>),
+    /// The file that a process in a sandbox executes.
+    Executed(ExecutedFile),
+    /// Which pause image a runtime is told to use, at start and whenever it changes.
+    PauseConfig(PauseConfig),
     /// Records were lost.
     Loss(Loss),
     /// Time passes; sent by the live source about once a second so that windows close on an idle node.
@@ -84,7 +98,12 @@ pub struct Start {
     /// Inode numbers of the initial process's namespaces: what "on the host" means.
     pub host_mnt_ns: u32,
     pub host_pid_ns: u32,
+    /// The initial process's other namespaces.
+    #[serde(default)]
+    pub host_shared: SharedNamespaces,
     pub hooks: Vec<HookState>,
+    #[serde(default)]
+    pub policy: Policy,
 }
 
 /// One hook, and whether it works here.
@@ -117,6 +136,22 @@ pub struct ProcessSeed {
     pub cgroup_id: u64,
     pub mnt_ns: u32,
     pub pid_ns: u32,
+    /// Its other namespaces.
+    #[serde(default)]
+    pub shared: SharedNamespaces,
+    /// Its pid in its own pid namespace.
+    #[serde(default)]
+    pub inner_pid: u32,
+}
+
+/// Namespaces of a process that several containers of a pod share, by their inode numbers; 0 for one that could not be read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SharedNamespaces {
+    pub net: u32,
+    pub ipc: u32,
+    pub uts: u32,
+    pub cgroup: u32,
+    pub user: u32,
 }
 
 /// The directories that are watched, and why.

@@ -11,7 +11,7 @@ use detector_common::ARGV_MAX;
 use nix::time::{ClockId, clock_gettime};
 use procfs::process::{self, Process};
 
-use crate::record::{Body, BootNs, HookState, InodeKey, ProcessSeed, Start};
+use crate::record::{Body, BootNs, HookState, InodeKey, Policy, ProcessSeed, SharedNamespaces, Start};
 
 /// Most cgroups read at start, against a tree that somebody made endless.
 const CGROUPS_MAX: usize = 65_536;
@@ -41,7 +41,9 @@ pub fn start(hooks: &[HookState], node: Option<String>) -> Start {
         boot_time_ns: clock(ClockId::CLOCK_REALTIME).saturating_sub(clock(ClockId::CLOCK_BOOTTIME)),
         host_mnt_ns: host_namespace("mnt"),
         host_pid_ns: host_namespace("pid"),
+        host_shared: shared_namespaces(host_namespace),
         hooks: hooks.to_vec(),
+        policy: Policy::default(),
     }
 }
 
@@ -105,7 +107,20 @@ fn read_process(found: &Process, cgroups: &BTreeMap<&str, u64>) -> Option<Proces
         cgroup_id: cgroup.and_then(|one| cgroups.get(one.pathname.as_str()).copied()).unwrap_or(0),
         mnt_ns: namespace(&root.join("mnt")),
         pid_ns: namespace(&root.join("pid")),
+        shared: shared_namespaces(|which| namespace(&root.join(which))),
+        inner_pid: inner_pid(found.pid()),
     })
+}
+
+fn shared_namespaces(of: impl Fn(&str) -> u32) -> SharedNamespaces {
+    SharedNamespaces { net: of("net"), ipc: of("ipc"), uts: of("uts"), cgroup: of("cgroup"), user: of("user") }
+}
+
+/// The last of `NSpid` in `/proc/<pid>/status`: the pid in the innermost namespace; 0 when it cannot be read.
+fn inner_pid(pid: i32) -> u32 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let pids = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    pids.and_then(|pids| pids.split_whitespace().last()?.parse().ok()).unwrap_or(0)
 }
 
 /// Name of a terminal by its device number, as the kernel calls it: `pts3`, `tty1`, `ttyS0`.
