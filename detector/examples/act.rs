@@ -194,7 +194,10 @@ fn private_place(dir: &Path) -> Result<PathBuf, Box<dyn std::error::Error>> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
     let place = beside(dir, "private")?;
-    fs::create_dir(&place)?;
+    // Pids come around: an earlier act may have had this one.
+    if !place.is_dir() {
+        fs::create_dir(&place)?;
+    }
     Ok(place)
 }
 
