@@ -17,6 +17,9 @@ pub mod kind {
     pub const MAP: u16 = 22;
     pub const PTRACE: u16 = 23;
     pub const CGROUP: u16 = 32;
+    pub const NAMESPACES: u16 = 33;
+    pub const CGROUP_MOVE: u16 = 34;
+    pub const CGROUP_GONE: u16 = 35;
 }
 
 /// Hook numbers: which program made a record, and the index into its loss counter.
@@ -30,6 +33,9 @@ pub mod hook {
     pub const CTIME_SKIP: u16 = 6;
     pub const IO_URING_SUBMIT: u16 = 7;
     pub const CGROUP_MKDIR: u16 = 8;
+    pub const CGROUP_RMDIR: u16 = 9;
+    pub const CGROUP_ATTACH: u16 = 10;
+    pub const NAMESPACES: u16 = 11;
     pub const FILE_OPEN: u16 = 16;
     pub const INODE_CREATE: u16 = 17;
     pub const INODE_LINK: u16 = 18;
@@ -120,6 +126,21 @@ pub struct Exec {
     pub argv_len: u16,
     /// Controlling terminal's name, NUL-padded; empty when there is none.
     pub tty: [u8; 16],
+    pub shared: Shared,
+    /// Its pid in the pid namespace that it lives in.
+    pub inner_pid: u32,
+}
+
+/// Namespaces that the containers of a pod may share, by inode number; 0 when the kernel was built without one.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(FromBytes, IntoBytes, Immutable, KnownLayout))]
+pub struct Shared {
+    pub net: u32,
+    pub ipc: u32,
+    pub uts: u32,
+    pub cgroup: u32,
+    pub user: u32,
 }
 
 /// A process was made; the header is the parent's.
@@ -253,6 +274,41 @@ pub struct IoUring {
     pub zero: u32,
 }
 
+/// A process left namespaces for others: `setns`, `unshare`. The header has the old ones where a security hook made the
+/// record, the new ones where the end of a system call did.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(FromBytes, IntoBytes, Immutable, KnownLayout))]
+pub struct Namespaces {
+    pub header: Header,
+    pub mnt: u32,
+    /// The pid namespace that its children will live in.
+    pub pid_children: u32,
+    pub shared: Shared,
+    pub zero: u32,
+}
+
+/// A process, or one thread of it, was moved into another cgroup of the v2 hierarchy. The header is the mover's.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(FromBytes, IntoBytes, Immutable, KnownLayout))]
+pub struct CgroupMove {
+    pub header: Header,
+    pub id: u64,
+    pub target_start_ns: u64,
+    pub target_tgid: u32,
+    pub zero: u32,
+}
+
+/// A cgroup of the v2 hierarchy was removed.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(FromBytes, IntoBytes, Immutable, KnownLayout))]
+pub struct CgroupGone {
+    pub header: Header,
+    pub id: u64,
+}
+
 /// A cgroup of the v2 hierarchy was made. Tail: `path_len` bytes, the path below the root.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -266,7 +322,7 @@ pub struct Cgroup {
 }
 
 const _: () = assert!(size_of::<Header>() == 72 && core::mem::offset_of!(Header, comm) % 8 == 0);
-const _: () = assert!(size_of::<Exec>() == 72 + 16 + 16 + 16);
+const _: () = assert!(size_of::<Exec>() == 72 + 16 + 16 + 16 + 24);
 const _: () = assert!(size_of::<Fork>() == 72 + 32);
 const _: () = assert!(size_of::<Exit>() == 72 + 8);
 const _: () = assert!(size_of::<Open>() == 72 + 48);
@@ -275,4 +331,7 @@ const _: () = assert!(size_of::<PathCall>() == 72 + 32);
 const _: () = assert!(size_of::<Entry>() == 72 + 48 + 2 * NAME_MAX);
 const _: () = assert!(size_of::<Ptrace>() == 72 + 16);
 const _: () = assert!(size_of::<IoUring>() == 72 + 8);
+const _: () = assert!(size_of::<Namespaces>() == 72 + 32);
+const _: () = assert!(size_of::<CgroupMove>() == 72 + 24);
+const _: () = assert!(size_of::<CgroupGone>() == 72 + 8);
 const _: () = assert!(size_of::<Cgroup>() == 72 + 16);

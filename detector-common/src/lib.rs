@@ -123,6 +123,8 @@ pub mod syscall {
     pub const IO_URING: u8 = 40;
     /// Anything else that may follow a change of a watched inode (`close`, `fsync`, `msync`, `munmap`, `chmod`).
     pub const AFTER: u8 = 48;
+    /// `setns`, `unshare`: the caller is in other namespaces now.
+    pub const NAMESPACES: u8 = 56;
     /// Entries for the native table; a compat (32-bit) table of the same size follows.
     pub const TABLE: usize = 512;
 }

@@ -114,12 +114,23 @@ pub fn header(out: *mut Header, kind: u16, hook: u16, task: Ptr, detail: Detail)
 /// Inode number of the pid namespace that the task lives in: that of its pid's deepest level.
 #[inline(always)]
 fn pid_ns(task: Ptr) -> u32 {
+    upid(task).follow(offset!(upid_ns)).read(offset!(pid_ns_inum))
+}
+
+/// The task's pid in the namespace that it lives in.
+#[inline(always)]
+pub fn inner_pid(task: Ptr) -> u32 {
+    upid(task).read(offset!(upid_nr))
+}
+
+/// The deepest `struct upid` of the task's pid.
+#[inline(always)]
+fn upid(task: Ptr) -> Ptr {
     /// Size of `struct upid { int nr; struct pid_namespace *ns; }`, unchanged since 2.6.24.
     const UPID_SIZE: usize = 16;
     let pid = task.follow(offset!(task_thread_pid));
     let level = pid.read::<u32>(offset!(pid_level)) as usize;
-    let upid = Ptr(pid.0 + offset!(pid_numbers) + level * UPID_SIZE);
-    upid.follow(offset!(upid_ns)).read(offset!(pid_ns_inum))
+    Ptr(pid.0 + offset!(pid_numbers) + level * UPID_SIZE)
 }
 
 /// The open file behind a descriptor of the current task; null when there is none.

@@ -13,6 +13,7 @@ mod io_uring;
 mod kernel;
 mod maps;
 mod mount;
+mod namespaces;
 mod open;
 mod path;
 mod process;

@@ -7,7 +7,7 @@ use crate::{
     emit::{self, Ring},
     kernel::{self, Detail, Ptr, arg},
     maps::{SCRATCH_LEN, offset},
-    path, watched,
+    namespaces, path, watched,
 };
 
 /// `sched_process_exec(struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm)`, since 3.4.
@@ -46,9 +46,19 @@ fn exec(task: Ptr, bprm: Ptr) -> Option<()> {
         (*record).flags = flags;
         (*record).argv_len = argv_len as u16;
         (*record).tty = tty.read(offset!(tty_name));
+        (*record).inner_pid = kernel::inner_pid(task);
+        namespaces::shared(task, task.follow(offset!(task_nsproxy)), &raw mut (*record).shared);
     }
-    emit::scratched(Ring::Context, hook::EXEC, scratch, BODY + path_len + argv_len);
+    let ring = if enters(task, parent) { Ring::ContextNow } else { Ring::Context };
+    emit::scratched(ring, hook::EXEC, scratch, BODY + path_len + argv_len);
     Some(())
+}
+
+/// Whether the process lives in other namespaces than its parent: a container begins, or somebody enters one.
+#[inline(always)]
+fn enters(task: Ptr, parent: Ptr) -> bool {
+    let level = |task: Ptr| task.follow(offset!(task_thread_pid)).read::<u32>(offset!(pid_level));
+    task.follow(offset!(task_nsproxy)) != parent.follow(offset!(task_nsproxy)) || level(task) != level(parent)
 }
 
 /// Copies the argument vector as the new program has it in memory, NUL-separated.

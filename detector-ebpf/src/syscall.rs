@@ -18,6 +18,7 @@ use crate::{
     emit::{self, Ring},
     kernel::{self, Detail, Ptr, arg, current, current_id, load},
     maps::{SCRATCH_LEN, Touch, argument_offset, masked, offset, setting, syscall_class},
+    namespaces,
     open::{self, FMODE_WRITE, Reporter},
     security::May,
     watched,
@@ -151,6 +152,9 @@ fn dispatch(regs: Ptr, ret: i64, number: usize) {
     }
     if setting(setting::WRITES_ONLY) != 0 {
         return;
+    }
+    if class == class::NAMESPACES {
+        namespaces::report(task, task.follow(offset!(task_nsproxy)), hook::SYS_EXIT);
     }
     let mount = class == class::MOUNT || class == class::MOVE_MOUNT;
     let names = (class::PATH..class::MOUNT).contains(&class);

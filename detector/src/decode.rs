@@ -28,6 +28,11 @@ pub enum Event {
         event: wire::Cgroup,
         path: String,
     },
+    CgroupGone(wire::CgroupGone),
+    /// A process was moved into a cgroup.
+    CgroupMove(wire::CgroupMove),
+    /// A process changed its namespaces.
+    Namespaces(wire::Namespaces),
 }
 
 /// An exec with its strings.
@@ -104,6 +109,9 @@ impl Event {
             Self::Ptrace(e) => &e.header,
             Self::IoUring(e) => &e.header,
             Self::Cgroup { event, .. } => &event.header,
+            Self::CgroupGone(e) => &e.header,
+            Self::CgroupMove(e) => &e.header,
+            Self::Namespaces(e) => &e.header,
         }
     }
 }
@@ -172,6 +180,9 @@ pub fn event(raw: &[u8]) -> Result<Event, DecodeError> {
             let (path, _) = tail(rest, event.path_len, kind)?;
             Ok(Event::Cgroup { event, path: c_string(path) })
         }
+        kind::CGROUP_GONE => Ok(Event::CgroupGone(fixed(raw, kind)?.0)),
+        kind::CGROUP_MOVE => Ok(Event::CgroupMove(fixed(raw, kind)?.0)),
+        kind::NAMESPACES => Ok(Event::Namespaces(fixed(raw, kind)?.0)),
         _ => Err(DecodeError::UnknownKind(kind)),
     }
 }
@@ -190,6 +201,9 @@ pub fn hook_name(hook: u16) -> &'static str {
         hook::CTIME_SKIP => "inode-change-repeat",
         hook::IO_URING_SUBMIT => "io_uring",
         hook::CGROUP_MKDIR => "cgroup",
+        hook::CGROUP_RMDIR => "cgroup-gone",
+        hook::CGROUP_ATTACH => "cgroup-move",
+        hook::NAMESPACES => "namespaces",
         hook::FILE_OPEN => "file-open",
         hook::INODE_CREATE => "inode-create",
         hook::INODE_LINK => "inode-link",

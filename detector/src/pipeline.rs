@@ -2,7 +2,7 @@
 
 use crate::{
     alert::{Alert, Origin, TraceRef},
-    context::Context,
+    context::{Context, container::Container},
     decode,
     detect::{Detector, Finding, around::Around, blocked::Blocked, impair::Impair, static_pod::StaticPod},
     record::{Body, Record},
@@ -76,7 +76,8 @@ impl Pipeline {
 }
 
 fn alert(finding: Finding, record: &Record, context: &Context) -> Alert {
-    let (origin, container) = finding.actor.map_or((Origin::Unknown, None), |actor| context.origin(actor));
+    let (origin, lives_in) = finding.actor.map_or((Origin::Unknown, None), |actor| context.origin(actor));
+    let container = finding.container.as_deref().map_or(lives_in, |id| context.containers.get(id));
     Alert {
         time: context.wall(finding.time),
         node: context.start.node.clone(),
@@ -87,8 +88,8 @@ fn alert(finding: Finding, record: &Record, context: &Context) -> Alert {
         reasons: finding.reasons,
         origin,
         process: finding.actor.and_then(|actor| context.describe(actor)),
-        container,
-        pod: None,
+        container: container.map(Container::shown),
+        pod: container.and_then(Container::pod),
         file: finding.file,
         manifest: finding.manifest,
         evidence: finding.evidence,

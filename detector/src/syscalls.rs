@@ -1,8 +1,8 @@
 //! Which system calls matter, by number: the table that the kernel program looks classes up in.
 
 use detector_common::syscall::{
-    AFTER, CREAT, IO_URING, MOUNT, MOVE_MOUNT, OPEN, OPENAT, OPENAT2, PATH, PATH_AT, PATHS, PATHS_AT, SYMLINK_AT,
-    TABLE, WRITE_FD0, WRITE_FD2,
+    AFTER, CREAT, IO_URING, MOUNT, MOVE_MOUNT, NAMESPACES, OPEN, OPENAT, OPENAT2, PATH, PATH_AT, PATHS, PATHS_AT,
+    SYMLINK_AT, TABLE, WRITE_FD0, WRITE_FD2,
 };
 
 /// A system call: its name, its number for 64-bit and for 32-bit callers, its class.
@@ -59,7 +59,8 @@ const SYSCALLS: &[Syscall] = &[
     Syscall("fdatasync", Some(75), Some(148), AFTER),
     Syscall("msync", Some(26), Some(144), AFTER),
     Syscall("munmap", Some(11), Some(91), AFTER),
-    Syscall("setns", Some(308), Some(346), AFTER),
+    Syscall("setns", Some(308), Some(346), NAMESPACES),
+    Syscall("unshare", Some(272), Some(310), NAMESPACES),
 ];
 
 /// The table for the kernel program: native numbers, then those of 32-bit callers.

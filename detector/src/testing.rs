@@ -73,6 +73,8 @@ pub fn exec(actor: Actor, parent: Actor, path: &str, argv: &[&str]) -> Bytes {
         path_len: u16::try_from(path.len()).unwrap(),
         argv_len: u16::try_from(argv.len()).unwrap(),
         tty: *b"pts3\0\0\0\0\0\0\0\0\0\0\0\0",
+        shared: wire::Shared::default(),
+        inner_pid: actor.pid,
     };
     raw(&event, &[path, argv].concat())
 }

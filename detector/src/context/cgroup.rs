@@ -31,6 +31,22 @@ impl Cgroups {
     }
 }
 
+/// What a cgroup's last part calls a container: `<id>`, `<runtime>-<id>.scope`, or one of these above `container`, which podman makes
+/// below. `None` where that cannot be a container's id.
+#[must_use]
+pub fn leaf(path: &str) -> Option<&str> {
+    let path = path.strip_suffix("/container").unwrap_or(path);
+    let name = path.rsplit('/').next()?;
+    let id = match name.strip_suffix(".scope") {
+        Some(scope) => scope
+            .split_once("cri-containerd-")
+            .map_or_else(|| scope.split_once('-').map_or(scope, |(_, id)| id), |(_, id)| id),
+        None => name,
+    };
+    let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
+    (!id.is_empty() && id.len() <= 128 && !id.starts_with('.') && id.bytes().all(fits)).then_some(id)
+}
+
 /// The container id in a cgroup's path, innermost first: 64 hex digits, as containerd, CRI-O, Docker and podman make
 /// them, bare (cgroupfs driver) or as `<runtime>-<id>.scope` (systemd driver).
 #[must_use]

@@ -1,13 +1,18 @@
 //! What is known around an event: processes, their lineage, cgroups. Pure state, fed by records.
 
 pub mod cgroup;
+pub mod container;
 pub mod process;
 
 use crate::{
-    alert::{Ancestor, Container, Origin, Process},
-    context::{cgroup::Cgroups, process::Processes},
+    alert::{Ancestor, Origin, Process},
+    context::{
+        cgroup::Cgroups,
+        container::{Container, Containers, Namespaces},
+        process::Processes,
+    },
     decode::Event,
-    record::{Body, BootNs, ProcessKey, Start},
+    record::{Body, BootNs, ContainerInfo, ProcessKey, Start},
 };
 
 /// Everything that detection may look up.
@@ -16,6 +21,7 @@ pub struct Context {
     pub start: Start,
     pub processes: Processes,
     pub cgroups: Cgroups,
+    pub containers: Containers,
 }
 
 impl Context {
@@ -23,15 +29,49 @@ impl Context {
     pub fn learn(&mut self, time: BootNs, body: &Body, event: Option<&Event>) {
         match body {
             Body::Start(start) => self.start = start.clone(),
-            Body::Process(seed) => self.processes.seed(seed),
+            Body::Process(seed) => {
+                self.processes.seed(seed);
+                let key = ProcessKey { pid: seed.pid, start: seed.start };
+                let has = Namespaces { mnt: seed.mnt_ns, pid: seed.pid_ns, shared: seed.shared };
+                self.runs(seed.cgroup_id, key, seed.inner_pid, &has);
+            }
             Body::Cgroup { id, path } => self.cgroups.insert(*id, path),
+            Body::Container(info) => self.container(info),
+            Body::Tick => self.containers.forget(time),
             _ => {}
         }
         let Some(event) = event else { return };
-        if let Event::Cgroup { event, path } = event {
-            self.cgroups.insert(event.id, path);
+        match event {
+            Event::Cgroup { event, path } => self.cgroups.insert(event.id, path),
+            Event::CgroupGone(gone) => self.containers.cgroup_gone(gone.id, time),
+            Event::Exec(exec) => {
+                let header = &exec.event.header;
+                let has = Namespaces { mnt: header.mnt_ns, pid: header.pid_ns, shared: exec.event.shared.into() };
+                let key = ProcessKey::from_ns(header.tgid, header.start_ns);
+                self.runs(header.cgroup, key, exec.event.inner_pid, &has);
+            }
+            _ => {}
         }
         self.processes.learn(time, event);
+    }
+
+    fn container(&mut self, info: &ContainerInfo) {
+        let path = info.cgroup_id.and_then(|cgroup| self.cgroups.path(cgroup));
+        self.containers.insert(info, path);
+    }
+
+    /// A program runs in this cgroup.
+    fn runs(&mut self, cgroup: u64, process: ProcessKey, inner_pid: u32, has: &Namespaces) {
+        let Some(id) = self.containers.of_cgroup(cgroup, &self.cgroups).map(|found| found.info.id.clone()) else {
+            return;
+        };
+        self.containers.runs(&id, process, inner_pid, has, &Namespaces::of_host(&self.start));
+    }
+
+    /// The container that a process is in by its cgroup.
+    #[must_use]
+    pub fn container_of(&self, key: ProcessKey) -> Option<&Container> {
+        self.containers.of_cgroup(self.processes.get(key)?.cgroup, &self.cgroups)
     }
 
     /// RFC 3339 in UTC with nanoseconds.
@@ -63,15 +103,25 @@ impl Context {
         })
     }
 
-    /// Where a process lives, and in which container. The pod behind a container is not known from its cgroup alone.
+    /// Where a process lives, and in which container.
+    ///
+    /// A cgroup that is called like a container, of which nothing is known, makes no container of a process that lives in the
+    /// host's namespaces: anybody who may make cgroups can call one so.
     #[must_use]
-    pub fn origin(&self, key: ProcessKey) -> (Origin, Option<Container>) {
+    pub fn origin(&self, key: ProcessKey) -> (Origin, Option<&Container>) {
         let Some(process) = self.processes.get(key) else { return (Origin::Unknown, None) };
-        if let Some(id) = self.cgroups.path(process.cgroup).and_then(cgroup::container_id) {
-            return (Origin::Container, Some(Container { id: id.to_owned(), name: None, image: None }));
-        }
         let host =
             process.mnt_ns != 0 && process.mnt_ns == self.start.host_mnt_ns && process.pid_ns == self.start.host_pid_ns;
-        (if host { Origin::Host } else { Origin::Unknown }, None)
+        match self.containers.of_cgroup(process.cgroup, &self.cgroups) {
+            Some(container) if container.is_known() || !host => return (Origin::Container, Some(container)),
+            _ if host => return (Origin::Host, None),
+            _ => {}
+        }
+        // A host without the v2 hierarchy, or a process that entered: its namespaces say whose it is.
+        let has = Namespaces { mnt: process.mnt_ns, pid: process.pid_ns, ..Namespaces::default() };
+        match self.containers.of_namespaces(&has) {
+            Some((container, _)) => (Origin::Container, Some(container)),
+            None => (Origin::Unknown, None),
+        }
     }
 }

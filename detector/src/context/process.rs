@@ -139,6 +139,21 @@ impl Processes {
                     self.exited.push_back(actor);
                 }
             }
+            Event::CgroupMove(moved) => {
+                self.acts(header, actor);
+                let target = ProcessKey::from_ns(moved.target_tgid, moved.target_start_ns);
+                if let Some(target) = self.table.get_mut(&target) {
+                    target.cgroup = moved.id;
+                }
+            }
+            Event::Namespaces(entered) => {
+                self.acts(header, actor);
+                if let Some(process) = self.table.get_mut(&actor)
+                    && entered.mnt != 0
+                {
+                    process.mnt_ns = entered.mnt;
+                }
+            }
             _ => self.acts(header, actor),
         }
         self.forget(time);

@@ -81,6 +81,7 @@ impl Detector for Around {
             blocked: false,
             reasons,
             actor: Some(actor),
+            container: None,
             file: None,
             manifest: None,
             evidence: vec![Evidence {

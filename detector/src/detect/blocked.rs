@@ -57,6 +57,7 @@ impl Detector for Blocked {
             blocked: true,
             reasons,
             actor: Some(actor),
+            container: None,
             file: Some(File {
                 path: path.clone(),
                 sha256: None,

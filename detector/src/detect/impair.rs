@@ -73,6 +73,7 @@ impl Impair {
             blocked: false,
             reasons: vec![format!("ring buffer full at {}", names.join(", ")), consequence.to_owned()],
             actor: None,
+            container: None,
             file: None,
             manifest: None,
             evidence: std::mem::take(&mut self.evidence),

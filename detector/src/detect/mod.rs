@@ -26,6 +26,8 @@ pub struct Finding {
     pub blocked: bool,
     pub reasons: Vec<String>,
     pub actor: Option<ProcessKey>,
+    /// Id of the container that it is about, where that is another than the one that the actor lives in.
+    pub container: Option<String>,
     pub file: Option<File>,
     pub manifest: Option<Manifest>,
     pub evidence: Vec<Evidence>,

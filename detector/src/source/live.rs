@@ -11,8 +11,9 @@ use detector_common::{hook, kind, syscall, watch};
 
 use crate::{
     decode::{self, Event},
-    record::{Body, BootNs, InodeKey, Record},
+    record::{Body, BootNs, ContainerInfo, InodeKey, Record},
     source::{
+        bundle::Bundles,
         kernel::{self, Kernel, KernelError, Raw},
         kubelet::Discovery,
         manifest::{Batch, Trigger, TriggerKind, View},
@@ -59,6 +60,7 @@ pub enum LiveError {
 pub struct Live {
     kernel: Kernel,
     view: View,
+    bundles: Bundles,
     seq: u64,
     raws: Vec<Raw>,
     warnings: Vec<String>,
@@ -86,6 +88,7 @@ impl Live {
         let now = proc::now();
         let mut live = Self {
             view: View::new(options.discovery.clone()),
+            bundles: Bundles::default(),
             seq: 0,
             raws: Vec::new(),
             warnings: Vec::new(),
@@ -95,8 +98,18 @@ impl Live {
             kernel,
         };
         live.push(out, now, Body::Start(proc::start(live.kernel.hooks(), options.node.clone())));
-        for body in proc::seed()? {
-            live.push(out, proc::now(), body);
+        // Containers before processes: which of them is a container's first is told by the order of their starts.
+        live.bundles.learn_from_shims();
+        let (cgroups, processes) = proc::seed()?;
+        for (id, path) in cgroups {
+            let container = live.bundles.container(id, &path, None);
+            live.push(out, proc::now(), Body::Cgroup { id, path });
+            if let Some(container) = container {
+                live.push(out, proc::now(), Body::Container(Box::new(container)));
+            }
+        }
+        for process in processes {
+            live.push(out, proc::now(), Body::Process(process));
         }
         let batch = live.view.start(proc::now());
         live.apply(batch, out)?;
@@ -162,8 +175,12 @@ impl Live {
         let now = proc::now();
         self.next_drain = BootNs(now.0 + DRAIN_NS);
         for raw in raws.drain(..) {
-            self.notice(&raw, now);
-            self.push(out, BootNs(raw.time_ns), Body::Kernel { raw: raw.bytes });
+            let time = BootNs(raw.time_ns);
+            let container = self.notice(&raw, now);
+            self.push(out, time, Body::Kernel { raw: raw.bytes });
+            if let Some(container) = container {
+                self.push(out, time, Body::Container(Box::new(container)));
+            }
         }
         self.raws = raws;
     }
@@ -200,21 +217,32 @@ impl Live {
         Ok(())
     }
 
-    /// Triggers the view where a kernel record may mean a change of what kubelet reads.
-    fn notice(&mut self, raw: &Raw, now: BootNs) {
-        let Ok(header) = decode::header(&raw.bytes) else { return };
-        if matches!(header.kind, kind::FORK | kind::EXIT | kind::CGROUP) {
-            return;
+    /// Triggers the view where a kernel record may mean a change of what kubelet reads; yields what is known of a container
+    /// whose cgroup was just made.
+    fn notice(&mut self, raw: &Raw, now: BootNs) -> Option<ContainerInfo> {
+        let header = decode::header(&raw.bytes).ok()?;
+        if matches!(header.kind, kind::FORK | kind::EXIT) {
+            return None;
         }
-        let inode = |dev, ino| (ino != 0).then_some(crate::record::InodeKey { dev, ino });
-        let trigger = match decode::event(&raw.bytes) {
-            Ok(Event::Exec(exec)) => {
-                if Path::new(&exec.path).file_name().is_some_and(|name| runs_kubelet(&name.to_string_lossy())) {
-                    self.view.rediscover();
-                }
-                return;
+        let event = decode::event(&raw.bytes).ok()?;
+        if let Event::Cgroup { event, path } = &event {
+            return self.bundles.container(event.id, path, Some(event.header.tgid));
+        }
+        if let Event::Exec(exec) = &event {
+            self.bundles.learn(&exec.argv);
+            if Path::new(&exec.path).file_name().is_some_and(|name| runs_kubelet(&name.to_string_lossy())) {
+                self.view.rediscover();
             }
-            Ok(Event::Entry(entry)) => {
+            return None;
+        }
+        self.trigger(&event, now);
+        None
+    }
+
+    fn trigger(&mut self, event: &Event, now: BootNs) {
+        let inode = |dev, ino| (ino != 0).then_some(crate::record::InodeKey { dev, ino });
+        let trigger = match event {
+            Event::Entry(entry) => {
                 if entry.to_dir_ino != 0 && entry.to_dir_ino != entry.dir_ino {
                     self.view.trigger(
                         Trigger { inode: inode(entry.dev, entry.to_dir_ino), kind: TriggerKind::Pending },
@@ -227,11 +255,11 @@ impl Live {
                 }
                 Trigger { inode: inode(entry.dev, at), kind: TriggerKind::Pending }
             }
-            Ok(Event::Open(open) | Event::Write(open) | Event::Map(open)) => {
+            Event::Open(open) | Event::Write(open) | Event::Map(open) => {
                 Trigger { inode: inode(open.event.dev, open.event.ino), kind: TriggerKind::Writing }
             }
-            Ok(Event::Change(change)) => Trigger { inode: inode(change.dev, change.ino), kind: TriggerKind::Writing },
-            Ok(Event::Path(call)) => Trigger {
+            Event::Change(change) => Trigger { inode: inode(change.dev, change.ino), kind: TriggerKind::Writing },
+            Event::Path(call) => Trigger {
                 inode: inode(call.event.dev, call.event.ino),
                 kind: match u8::try_from(call.event.class) {
                     Ok(syscall::MOUNT | syscall::MOVE_MOUNT) => TriggerKind::Mount,
@@ -239,7 +267,7 @@ impl Live {
                     _ => TriggerKind::Writing,
                 },
             },
-            Ok(Event::IoUring(_)) => Trigger { inode: None, kind: TriggerKind::Writing },
+            Event::IoUring(_) => Trigger { inode: None, kind: TriggerKind::Writing },
             _ => return,
         };
         self.view.trigger(trigger, now);

@@ -1,5 +1,6 @@
 //! Sources: the only code that does I/O to learn what happened. Each yields records.
 
+pub mod bundle;
 pub mod kernel;
 pub mod kubelet;
 pub mod live;

@@ -11,7 +11,7 @@ use detector_common::ARGV_MAX;
 use nix::time::{ClockId, clock_gettime};
 use procfs::process::{self, Process};
 
-use crate::record::{Body, BootNs, HookState, InodeKey, Policy, ProcessSeed, SharedNamespaces, Start};
+use crate::record::{BootNs, HookState, InodeKey, Policy, ProcessSeed, SharedNamespaces, Start};
 
 /// Most cgroups read at start, against a tree that somebody made endless.
 const CGROUPS_MAX: usize = 65_536;
@@ -60,21 +60,19 @@ fn namespace(link: &Path) -> u32 {
     fs::metadata(link).ok().and_then(|found| u32::try_from(found.ino()).ok()).unwrap_or(0)
 }
 
-/// Processes and cgroups as records: cgroups first, then processes by start, so that a parent comes before its child.
+/// Cgroups by id and path, and processes by start, so that a parent comes before its child.
 ///
 /// A process that ends while it is read is left out; what of it cannot be read stays empty.
 ///
 /// # Errors
 /// When `/proc` itself cannot be listed.
-pub fn seed() -> Result<Vec<Body>, procfs::ProcError> {
+pub fn seed() -> Result<(Vec<(u64, String)>, Vec<ProcessSeed>), procfs::ProcError> {
     let cgroups = cgroups();
     let by_path: BTreeMap<&str, u64> = cgroups.iter().map(|(id, path)| (path.as_str(), *id)).collect();
     let mut processes: Vec<_> =
         process::all_processes()?.filter_map(Result::ok).filter_map(|found| read_process(&found, &by_path)).collect();
     processes.sort_by_key(|found| (found.start, found.pid));
-    let mut bodies: Vec<_> = cgroups.iter().map(|(id, path)| Body::Cgroup { id: *id, path: path.clone() }).collect();
-    bodies.extend(processes.into_iter().map(Body::Process));
-    Ok(bodies)
+    Ok((cgroups, processes))
 }
 
 fn read_process(found: &Process, cgroups: &BTreeMap<&str, u64>) -> Option<ProcessSeed> {

@@ -246,7 +246,14 @@ fn act(event: &Event) -> Option<(&'static str, What, String)> {
         Event::Entry(entry) => return Some(entry_act(entry)),
         Event::Path(path) => return Some(path_act(path)),
         Event::IoUring(ring) => ("io_uring", What::IoUring, format!("io_uring request {}", ring.opcode)),
-        Event::Exec(_) | Event::Fork(_) | Event::Exit(_) | Event::Ptrace(_) | Event::Cgroup { .. } => return None,
+        Event::Exec(_)
+        | Event::Fork(_)
+        | Event::Exit(_)
+        | Event::Ptrace(_)
+        | Event::Cgroup { .. }
+        | Event::CgroupGone(_)
+        | Event::CgroupMove(_)
+        | Event::Namespaces(_) => return None,
     })
 }
 

@@ -89,6 +89,7 @@ impl StaticPod {
             blocked: false,
             reasons: judged.reasons,
             actor,
+            container: None,
             file: Some(File {
                 path,
                 sha256: change.after.as_ref().and_then(|after| after.sha256.clone()),
@@ -135,6 +136,7 @@ impl StaticPod {
                     blocked: false,
                     reasons: vec![format!("the path comes from {}", dir.reason)],
                     actor,
+                    container: None,
                     file: None,
                     manifest: None,
                     evidence,

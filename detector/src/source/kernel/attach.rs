@@ -54,7 +54,12 @@ impl Attacher<'_> {
             if state.backend.is_some() {
                 let rest = HOOKS.iter().filter(|hook| hook.role == Role::Security && hook.number != first.number);
                 let mut states = vec![state];
-                states.extend(rest.map(|hook| self.hook(hook, &usable)));
+                // What no security module is asked about is a plain function, whatever the others attach by.
+                let plain = [Backend::Fentry, Backend::Kprobe];
+                states.extend(rest.map(|hook| {
+                    let lost = !hook.attach.iter().any(|attach| usable.contains(&attach.backend));
+                    self.hook(hook, if lost { &plain } else { &usable })
+                }));
                 return Ok(states);
             }
             reasons.push(state.reason.unwrap_or_default());

@@ -140,6 +140,19 @@ const ENTRY: &[&str] = &[
     "iattr_valid",
 ];
 
+/// What a hook on cgroups needs.
+const CGROUPS: &[&str] = &[
+    HEADER[0],
+    HEADER[1],
+    HEADER[2],
+    HEADER[3],
+    "cgroup_kn",
+    "kn_id",
+    "cgroup_root",
+    "cgroup_root_hierarchy",
+    "task_tgid",
+];
+
 /// What a hook on a mount needs.
 const MOUNTS: &[&str] = &[
     HEADER[0],
@@ -210,8 +223,28 @@ pub const HOOKS: &[Hook] = &[
         alerting: false,
         attach: &[tracepoint("cgroup_mkdir", "cgroup_mkdir", &["cgroup", ""])],
         required: false,
-        needs: &["cgroup_kn", "kn_id"],
+        needs: CGROUPS,
         without: "processes in containers started from now on are of unknown origin",
+    },
+    Hook {
+        name: "cgroup-gone",
+        number: hook::CGROUP_RMDIR,
+        role: Role::Context,
+        alerting: false,
+        attach: &[tracepoint("cgroup_rmdir", "cgroup_rmdir", &["cgroup", ""])],
+        required: false,
+        needs: CGROUPS,
+        without: "what is known of ended containers is forgotten by number alone",
+    },
+    Hook {
+        name: "cgroup-move",
+        number: hook::CGROUP_ATTACH,
+        role: Role::Context,
+        alerting: false,
+        attach: &[tracepoint("cgroup_attach", "cgroup_attach_task", &["cgroup", "", "task_struct"])],
+        required: false,
+        needs: CGROUPS,
+        without: "a process that is moved into a container's cgroup is known by its next act alone",
     },
     Hook {
         name: "inode-change-set",
@@ -422,6 +455,29 @@ pub const HOOKS: &[Hook] = &[
         required: false,
         needs: &[HEADER[0], HEADER[1], HEADER[2], HEADER[3], "task_tgid"],
         without: "who traces kubelet or the agent is not seen",
+    },
+    Hook {
+        name: "namespaces",
+        number: hook::NAMESPACES,
+        role: Role::Security,
+        alerting: false,
+        attach: &[
+            Attach {
+                backend: Backend::Fentry,
+                program: "fentry_switch_namespaces",
+                target: "switch_task_namespaces",
+                prototype: &["task_struct", "nsproxy"],
+            },
+            Attach {
+                backend: Backend::Kprobe,
+                program: "kprobe_switch_namespaces",
+                target: "switch_task_namespaces",
+                prototype: &["task_struct", "nsproxy"],
+            },
+        ],
+        required: false,
+        needs: &[HEADER[0], HEADER[1], HEADER[2], HEADER[3], "task_nsproxy", "nsproxy_mnt", "mnt_ns_inum"],
+        without: "who enters a container's namespaces without executing a program there is not seen",
     },
     Hook {
         name: "io_uring",

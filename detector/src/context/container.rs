@@ -1,0 +1,392 @@
+//! Containers: what is known of each, which cgroup and namespaces are its own, and which process is its first.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::{
+    alert,
+    context::cgroup::Cgroups,
+    record::{BootNs, ContainerInfo, ContainerRole, InfoFrom, ProcessKey, SharedNamespaces, Start},
+};
+
+/// Most containers remembered; ended ones go first, the oldest of them before the others.
+const MAX: usize = 8192;
+/// How long an ended container is remembered, in ns: its last events may still be on their way.
+const RETAIN_NS: u64 = 30_000_000_000;
+
+/// A kind of namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Namespace {
+    Mnt,
+    Pid,
+    Net,
+    Ipc,
+    Uts,
+    Cgroup,
+    User,
+}
+
+impl Namespace {
+    /// As `nsenter` calls it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Mnt => "mount",
+            Self::Pid => "pid",
+            Self::Net => "net",
+            Self::Ipc => "ipc",
+            Self::Uts => "uts",
+            Self::Cgroup => "cgroup",
+            Self::User => "user",
+        }
+    }
+}
+
+/// All namespaces of a process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Namespaces {
+    pub mnt: u32,
+    pub pid: u32,
+    pub shared: SharedNamespaces,
+}
+
+impl Namespaces {
+    /// Each with its kind, those that tell most first.
+    #[must_use]
+    pub fn each(&self) -> [(Namespace, u32); 7] {
+        [
+            (Namespace::Mnt, self.mnt),
+            (Namespace::Pid, self.pid),
+            (Namespace::Net, self.shared.net),
+            (Namespace::Ipc, self.shared.ipc),
+            (Namespace::Uts, self.shared.uts),
+            (Namespace::Cgroup, self.shared.cgroup),
+            (Namespace::User, self.shared.user),
+        ]
+    }
+
+    /// Those of the host's first process.
+    #[must_use]
+    pub fn of_host(start: &Start) -> Self {
+        Self { mnt: start.host_mnt_ns, pid: start.host_pid_ns, shared: start.host_shared }
+    }
+}
+
+impl From<detector_common::Shared> for SharedNamespaces {
+    fn from(wire: detector_common::Shared) -> Self {
+        Self { net: wire.net, ipc: wire.ipc, uts: wire.uts, cgroup: wire.cgroup, user: wire.user }
+    }
+}
+
+/// One container.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Container {
+    pub info: ContainerInfo,
+    /// Its first process: what everything that belongs to it descends from.
+    pub init: Option<ProcessKey>,
+    /// When its cgroup was removed.
+    gone: Option<BootNs>,
+}
+
+impl Container {
+    /// Whether anything but its id is known.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        self.info.from != InfoFrom::Nothing
+    }
+
+    #[must_use]
+    pub fn is_sandbox(&self) -> bool {
+        self.info.role == ContainerRole::Sandbox
+    }
+
+    /// Whether both belong to the same pod.
+    #[must_use]
+    pub fn is_with(&self, other: &Self) -> bool {
+        self.info.id == other.info.id
+            || (self.info.sandbox_id.is_some() && self.info.sandbox_id == other.info.sandbox_id)
+    }
+
+    /// As an alert shows it.
+    #[must_use]
+    pub fn shown(&self) -> alert::Container {
+        alert::Container { id: self.info.id.clone(), name: self.info.name.clone(), image: self.info.image.clone() }
+    }
+
+    #[must_use]
+    pub fn pod(&self) -> Option<alert::Pod> {
+        self.info.pod.as_ref().map(|pod| alert::Pod {
+            namespace: pod.namespace.clone(),
+            name: pod.name.clone(),
+            uid: pod.uid.clone(),
+        })
+    }
+}
+
+/// All containers.
+#[derive(Debug, Default)]
+pub struct Containers {
+    by_id: BTreeMap<String, Container>,
+    by_cgroup: BTreeMap<u64, String>,
+    by_path: BTreeMap<String, String>,
+    /// Whose namespaces these are: the first container's that had them, so that a pod's shared ones are its sandbox's.
+    owners: BTreeMap<(Namespace, u32), String>,
+    /// In the order in which their cgroups went.
+    gone: VecDeque<String>,
+}
+
+impl Containers {
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.by_id.is_empty()
+    }
+
+    #[must_use]
+    pub fn get(&self, id: &str) -> Option<&Container> {
+        self.by_id.get(id)
+    }
+
+    /// Learns what a record says of a container. `path` is its cgroup's.
+    pub fn insert(&mut self, info: &ContainerInfo, path: Option<&str>) {
+        if let Some(cgroup) = info.cgroup_id {
+            self.by_cgroup.insert(cgroup, info.id.clone());
+        }
+        if let Some(path) = path {
+            self.by_path.insert(path.to_owned(), info.id.clone());
+        }
+        let known = self.by_id.entry(info.id.clone()).or_default();
+        merge(&mut known.info, info);
+        while self.by_id.len() > MAX {
+            let victim = self.gone.pop_front().or_else(|| self.by_id.keys().next().cloned());
+            let Some(victim) = victim else { break };
+            self.remove(&victim);
+        }
+    }
+
+    /// A cgroup was removed; its container, if it was one's, has ended.
+    pub fn cgroup_gone(&mut self, cgroup: u64, now: BootNs) {
+        if let Some(id) = self.by_cgroup.get(&cgroup)
+            && let Some(container) = self.by_id.get_mut(id)
+            && container.gone.is_none()
+        {
+            container.gone = Some(now);
+            self.gone.push_back(id.clone());
+        }
+    }
+
+    /// Forgets containers that ended long enough ago.
+    pub fn forget(&mut self, now: BootNs) {
+        while let Some(id) = self.gone.front() {
+            let gone = self.by_id.get(id).and_then(|container| container.gone);
+            if gone.is_some_and(|gone| now.0.saturating_sub(gone.0) < RETAIN_NS) {
+                break;
+            }
+            let id = id.clone();
+            self.gone.pop_front();
+            self.remove(&id);
+        }
+    }
+
+    fn remove(&mut self, id: &str) {
+        self.by_id.remove(id);
+        self.by_cgroup.retain(|_, of| of != id);
+        self.by_path.retain(|_, of| of != id);
+        self.owners.retain(|_, of| of != id);
+    }
+
+    /// The container that a cgroup is of: its own, or one somewhere inside it.
+    #[must_use]
+    pub fn of_cgroup(&self, cgroup: u64, cgroups: &Cgroups) -> Option<&Container> {
+        if let Some(id) = self.by_cgroup.get(&cgroup) {
+            return self.by_id.get(id);
+        }
+        let mut path = cgroups.path(cgroup)?;
+        while let Some((above, _)) = path.rsplit_once('/') {
+            if let Some(id) = self.by_path.get(above) {
+                return self.by_id.get(id);
+            }
+            path = above;
+        }
+        None
+    }
+
+    /// A program runs in a container's cgroup. The first one in namespaces of its own is the container's.
+    ///
+    /// What the runtime executes there before, on its way in, still has the host's mount namespace. A container with a pid
+    /// namespace of its own begins with pid 1 in it.
+    pub fn runs(&mut self, id: &str, process: ProcessKey, inner_pid: u32, has: &Namespaces, host: &Namespaces) {
+        let Some(container) = self.by_id.get_mut(id) else { return };
+        let own_pids = has.pid != host.pid && container.info.joins_pid_of.is_none() && !container.info.host_pid;
+        if container.init.is_some() || has.mnt == host.mnt || has.mnt == 0 || (own_pids && inner_pid != 1) {
+            return;
+        }
+        container.init = Some(process);
+        for ((kind, inode), (_, hosts)) in has.each().into_iter().zip(host.each()) {
+            if inode != 0 && inode != hosts {
+                self.owners.entry((kind, inode)).or_insert_with(|| id.to_owned());
+            }
+        }
+    }
+
+    /// The container whose namespace this is.
+    #[must_use]
+    pub fn owner(&self, kind: Namespace, inode: u32) -> Option<&Container> {
+        self.owners.get(&(kind, inode)).and_then(|id| self.by_id.get(id))
+    }
+
+    /// The container in whose namespaces a process lives, by the one that tells most, and the kinds that are of its pod.
+    #[must_use]
+    pub fn of_namespaces(&self, has: &Namespaces) -> Option<(&Container, Vec<Namespace>)> {
+        let owned: Vec<_> =
+            has.each().into_iter().filter_map(|(kind, inode)| Some((kind, self.owner(kind, inode)?))).collect();
+        let (_, first) = owned.first()?;
+        let kinds = owned.iter().filter(|(_, owner)| owner.is_with(first)).map(|(kind, _)| *kind).collect();
+        Some((first, kinds))
+    }
+
+    /// Sandboxes that run: containers of that role whose cgroup is there.
+    pub fn sandboxes(&self) -> impl Iterator<Item = &Container> {
+        self.by_id.values().filter(|container| container.is_sandbox() && container.gone.is_none())
+    }
+}
+
+/// Fills in what is new. A bundle's word stands against the CRI's: it is what the runtime was told to do.
+fn merge(known: &mut ContainerInfo, new: &ContainerInfo) {
+    if known.from == InfoFrom::Nothing {
+        let cgroup_id = known.cgroup_id.or(new.cgroup_id);
+        *known = ContainerInfo { cgroup_id, ..new.clone() };
+        return;
+    }
+    if new.from == InfoFrom::Nothing {
+        return;
+    }
+    fn fill<T: Clone>(known: &mut Option<T>, new: &Option<T>) {
+        if known.is_none() {
+            known.clone_from(new);
+        }
+    }
+    fill(&mut known.cgroup_id, &new.cgroup_id);
+    fill(&mut known.name, &new.name);
+    fill(&mut known.image, &new.image);
+    fill(&mut known.image_digest, &new.image_digest);
+    fill(&mut known.pod, &new.pod);
+    fill(&mut known.sandbox_id, &new.sandbox_id);
+    if known.role == ContainerRole::Unknown {
+        known.role = new.role;
+    }
+    if known.labels.is_empty() {
+        known.labels.clone_from(&new.labels);
+    }
+    if known.expected_execs.is_empty() {
+        known.expected_execs.clone_from(&new.expected_execs);
+    }
+    known.privileged |= new.privileged;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOST: Namespaces =
+        Namespaces { mnt: 1, pid: 2, shared: SharedNamespaces { net: 3, ipc: 4, uts: 5, cgroup: 6, user: 7 } };
+
+    fn key(pid: u32) -> ProcessKey {
+        ProcessKey { pid, start: 1 }
+    }
+
+    fn info(id: &str, cgroup: u64) -> ContainerInfo {
+        ContainerInfo {
+            id: id.to_owned(),
+            cgroup_id: Some(cgroup),
+            from: InfoFrom::Bundle("/run".to_owned()),
+            ..ContainerInfo::default()
+        }
+    }
+
+    #[test]
+    fn the_first_program_in_namespaces_of_its_own_is_the_containers() {
+        let mut containers = Containers::default();
+        containers.insert(&info("a", 10), None);
+        // The runtime on its way in, then a process that cannot be the first, then the first.
+        containers.runs("a", key(1), 5, &HOST, &HOST);
+        let inside = Namespaces { mnt: 11, pid: 12, ..HOST };
+        containers.runs("a", key(2), 7, &inside, &HOST);
+        assert_eq!(containers.get("a").unwrap().init, None);
+        containers.runs("a", key(3), 1, &inside, &HOST);
+        containers.runs("a", key(4), 1, &inside, &HOST);
+        assert_eq!(containers.get("a").unwrap().init, Some(key(3)));
+        let (owner, kinds) = containers.of_namespaces(&Namespaces { pid: 12, ..HOST }).unwrap();
+        assert_eq!((owner.info.id.as_str(), kinds), ("a", vec![Namespace::Pid]));
+        assert_eq!(containers.of_namespaces(&HOST), None);
+    }
+
+    #[test]
+    fn a_container_that_sees_the_nodes_processes_begins_with_any_pid() {
+        let mut containers = Containers::default();
+        containers.insert(&ContainerInfo { host_pid: true, ..info("a", 10) }, None);
+        containers.runs("a", key(3), 300, &Namespaces { mnt: 11, ..HOST }, &HOST);
+        assert_eq!(containers.get("a").unwrap().init, Some(key(3)));
+    }
+
+    #[test]
+    fn a_cgroup_below_a_containers_is_the_containers_and_one_beside_it_is_not() {
+        let (mut containers, mut cgroups) = (Containers::default(), Cgroups::default());
+        containers.insert(&info("a", 10), Some("/kubepods/pod1/a"));
+        cgroups.insert(10, "/kubepods/pod1/a");
+        cgroups.insert(11, "/kubepods/pod1/a/init.scope/deep");
+        cgroups.insert(12, "/kubepods/pod1/ab");
+        assert_eq!(containers.of_cgroup(11, &cgroups).unwrap().info.id, "a");
+        assert_eq!(containers.of_cgroup(12, &cgroups), None);
+        assert_eq!(containers.of_cgroup(99, &cgroups), None);
+    }
+
+    #[test]
+    fn a_container_is_forgotten_a_while_after_its_cgroup_and_with_it_all_that_led_to_it() {
+        let (mut containers, cgroups) = (Containers::default(), Cgroups::default());
+        containers.insert(&info("a", 10), Some("/a"));
+        containers.runs("a", key(3), 1, &Namespaces { mnt: 11, ..HOST }, &HOST);
+        containers.cgroup_gone(10, BootNs(5));
+        containers.forget(BootNs(RETAIN_NS));
+        assert!(containers.of_cgroup(10, &cgroups).is_some());
+        containers.forget(BootNs(RETAIN_NS + 5));
+        assert!(containers.is_empty() && containers.of_cgroup(10, &cgroups).is_none());
+        assert!(containers.by_path.is_empty() && containers.owners.is_empty() && containers.gone.is_empty());
+    }
+
+    #[test]
+    fn there_are_never_more_than_the_bound_and_ended_ones_go_first() {
+        let mut containers = Containers::default();
+        for n in 0..=MAX as u64 {
+            containers.insert(&info(&format!("{n:05}"), n), None);
+            if n == 7 {
+                containers.cgroup_gone(7, BootNs(1));
+            }
+        }
+        assert_eq!(containers.len(), MAX);
+        assert!(containers.get("00007").is_none() && containers.get("00000").is_some());
+    }
+
+    #[test]
+    fn the_cri_fills_in_what_the_bundle_did_not_say_and_overrides_nothing() {
+        let mut containers = Containers::default();
+        containers.insert(&ContainerInfo { image: Some("app:1".to_owned()), ..info("a", 10) }, None);
+        let cri = ContainerInfo {
+            cgroup_id: None,
+            from: InfoFrom::Cri("/run/x.sock".to_owned()),
+            image: Some("other:2".to_owned()),
+            image_digest: Some("sha256:00".to_owned()),
+            ..info("a", 10)
+        };
+        containers.insert(&cri, None);
+        let known = &containers.get("a").unwrap().info;
+        assert_eq!(known.image.as_deref(), Some("app:1"));
+        assert_eq!(known.image_digest.as_deref(), Some("sha256:00"));
+        assert_eq!(known.cgroup_id, Some(10));
+        containers.insert(&ContainerInfo { from: InfoFrom::Nothing, ..info("a", 10) }, None);
+        assert!(containers.get("a").unwrap().is_known());
+    }
+}

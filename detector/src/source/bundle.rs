@@ -1,0 +1,410 @@
+//! OCI bundles: what a runtime was told about a container before its first instruction.
+//!
+//! A bundle is found by who makes the cgroup (an OCI runtime names it on its command line), or below a directory in which
+//! bundles of other containers were found, or where the known runtimes keep theirs.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, File},
+    io::{self, Read as _},
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+
+use crate::{
+    context::cgroup,
+    record::{ContainerInfo, ContainerRole, InfoFrom, PodRef, TEXT_MAX},
+};
+
+/// Largest `config.json` that is read: as large as a message to the runtime may be.
+const CONFIG_MAX: u64 = 16 << 20;
+/// Most directories of bundles that are remembered beside the usual ones.
+const ROOTS_MAX: usize = 32;
+/// Most parts of a command line that are looked at.
+const ARGS_MAX: usize = 64;
+
+/// Where bundles are, `*` standing for any name (containerd's namespace) and the container's id coming next.
+const USUAL: [&str; 7] = [
+    "/run/containerd/io.containerd.runtime.v2.task/*",
+    "/run/k3s/containerd/io.containerd.runtime.v2.task/*",
+    "/run/k0s/containerd/io.containerd.runtime.v2.task/*",
+    "/var/snap/microk8s/common/run/containerd/io.containerd.runtime.v2.task/*",
+    "/run/docker/containerd/daemon/io.containerd.runtime.v2.task/*",
+    "/run/containers/storage/overlay-containers",
+    "/var/lib/containers/storage/overlay-containers",
+];
+
+/// Most namespaces of a containerd that are looked into.
+const NAMESPACES_MAX: usize = 16;
+
+/// A place to look for bundles in, the cheapest first.
+#[derive(Clone, Copy)]
+enum Place {
+    Learned,
+    Named,
+    Usual,
+}
+
+/// Where bundles are looked for.
+#[derive(Debug)]
+pub struct Bundles {
+    /// What the host's paths are below: `/`, or the root of the host's first process where the agent has another.
+    root: PathBuf,
+    /// Directories that hold bundles by container id.
+    learned: BTreeSet<PathBuf>,
+}
+
+/// Why a bundle tells nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum BundleError {
+    #[error("{}: {error}", path.display())]
+    Read { path: PathBuf, error: io::Error },
+    #[error("{}: larger than {} MiB", .0.display(), CONFIG_MAX >> 20)]
+    Large(PathBuf),
+    #[error("{}: not an OCI configuration: {error}", path.display())]
+    Parse { path: PathBuf, error: serde_json::Error },
+}
+
+impl Default for Bundles {
+    fn default() -> Self {
+        Self::new(host_root())
+    }
+}
+
+/// The host's root directory as the agent can reach it.
+fn host_root() -> PathBuf {
+    let of_first = PathBuf::from("/proc/1/root");
+    let same = |namespace: &str| {
+        let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{namespace}")).ok();
+        of("1").is_none_or(|first| of("self") == Some(first))
+    };
+    if same("mnt") || fs::metadata(&of_first).is_err() { PathBuf::from("/") } else { of_first }
+}
+
+impl Bundles {
+    /// Bundles below a root directory.
+    #[must_use]
+    pub fn new(root: PathBuf) -> Self {
+        Self { root, learned: BTreeSet::new() }
+    }
+
+    /// Learns from the command line of a program that names a bundle, as runtimes and their monitors do.
+    ///
+    /// `runc create --bundle DIR ID`, `conmon -b DIR`.
+    pub fn learn(&mut self, argv: &[impl AsRef<str>]) -> Option<PathBuf> {
+        let bundle = bundle_argument(argv)?;
+        let bundle = if bundle.ends_with("userdata") { bundle.parent()?.to_owned() } else { bundle };
+        self.remember(bundle.parent());
+        Some(bundle)
+    }
+
+    /// Learns from the monitors (shims) that run: a shim's working directory is its container's bundle.
+    pub fn learn_from_shims(&mut self) {
+        for process in procfs::process::all_processes().into_iter().flatten().filter_map(Result::ok) {
+            let is_monitor = process
+                .exe()
+                .ok()
+                .and_then(|exe| Some(exe.file_name()?.to_string_lossy().into_owned()))
+                .is_some_and(|name| name.starts_with("containerd-shim") || name.starts_with("conmon"));
+            if !is_monitor {
+                continue;
+            }
+            self.learn(&process.cmdline().unwrap_or_default());
+            self.remember(process.cwd().ok().as_deref().and_then(Path::parent));
+        }
+    }
+
+    /// What is known of the container whose cgroup has this path. `None` when the cgroup is no container's.
+    ///
+    /// `maker` is the process that made the cgroup, if it may still be asked.
+    pub fn container(&mut self, cgroup_id: u64, path: &str, maker: Option<u32>) -> Option<ContainerInfo> {
+        let leaf = cgroup::leaf(path)?;
+        let looks_like_one = cgroup::container_id(path) == Some(leaf);
+        let mut unreadable = None;
+        // Where others were first: one look is all that most containers cost.
+        for place in [Place::Learned, Place::Named, Place::Usual] {
+            for dir in self.candidates(place, leaf, maker) {
+                match self.read(&dir, cgroup_id, path, leaf) {
+                    Ok(Some(info)) => {
+                        self.remember(dir.parent());
+                        return Some(info);
+                    }
+                    Ok(None) => {
+                        let other = format!("{}: the bundle is of another cgroup", dir.display());
+                        unreadable = unreadable.or(Some(other));
+                    }
+                    Err(BundleError::Read { error, .. })
+                        if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+                    Err(error) => unreadable = Some(error.to_string()),
+                }
+            }
+        }
+        if !looks_like_one && unreadable.is_none() {
+            return None;
+        }
+        Some(ContainerInfo {
+            id: leaf.to_owned(),
+            cgroup_id: Some(cgroup_id),
+            unreadable: Some(bounded(&unreadable.unwrap_or_else(|| "no bundle was found".to_owned()))),
+            ..ContainerInfo::default()
+        })
+    }
+
+    /// The bundle that the maker of a cgroup names on its command line for this container.
+    fn named_by(&mut self, pid: u32, leaf: &str) -> Option<PathBuf> {
+        let process = procfs::process::Process::new(i32::try_from(pid).ok()?).ok()?;
+        let argv = process.cmdline().ok()?;
+        if !argv.iter().rev().take(ARGS_MAX).any(|arg| arg == leaf) {
+            return None;
+        }
+        match self.learn(&argv) {
+            Some(bundle) => Some(bundle),
+            // Without one on the command line it is the working directory.
+            None => process.cwd().ok(),
+        }
+    }
+
+    /// Directories in which the bundle of this container may be.
+    fn candidates(&mut self, place: Place, id: &str, maker: Option<u32>) -> Vec<PathBuf> {
+        match place {
+            Place::Learned => self.learned.iter().map(|root| root.join(id)).collect(),
+            Place::Named => maker.and_then(|pid| self.named_by(pid, id)).into_iter().collect(),
+            Place::Usual => {
+                let mut found = Vec::new();
+                for usual in USUAL {
+                    match usual.strip_suffix("/*") {
+                        Some(above) => {
+                            let names = fs::read_dir(self.at(Path::new(above))).into_iter().flatten();
+                            let names = names.filter_map(Result::ok).take(NAMESPACES_MAX);
+                            found.extend(names.map(|name| Path::new(above).join(name.file_name()).join(id)));
+                        }
+                        None => found.push(Path::new(usual).join(id)),
+                    }
+                }
+                found
+            }
+        }
+    }
+
+    /// Other bundles may be beside one that was found.
+    fn remember(&mut self, dir: Option<&Path>) {
+        if let Some(dir) = dir.filter(|dir| dir.components().count() > 1)
+            && self.learned.len() < ROOTS_MAX
+        {
+            self.learned.insert(dir.to_owned());
+        }
+    }
+
+    fn at(&self, path: &Path) -> PathBuf {
+        self.root.join(path.strip_prefix("/").unwrap_or(path))
+    }
+
+    /// Reads a bundle; `None` when it describes another cgroup.
+    fn read(&self, dir: &Path, cgroup_id: u64, path: &str, id: &str) -> Result<Option<ContainerInfo>, BundleError> {
+        let direct = self.at(&dir.join("config.json"));
+        let file = if direct.exists() { direct } else { self.at(&dir.join("userdata/config.json")) };
+        let config = read_config(&file)?;
+        if !config.is_of(path) {
+            return Ok(None);
+        }
+        Ok(Some(config.info(id, cgroup_id, path, dir)))
+    }
+}
+
+/// The value of `--bundle` or `-b`.
+fn bundle_argument(argv: &[impl AsRef<str>]) -> Option<PathBuf> {
+    let mut args = argv.iter().map(AsRef::as_ref).take(ARGS_MAX);
+    while let Some(arg) = args.next() {
+        let value = match arg {
+            "--bundle" | "-bundle" | "-b" => args.next(),
+            _ => arg.strip_prefix("--bundle=").or_else(|| arg.strip_prefix("-bundle=")),
+        };
+        if let Some(value) = value.filter(|value| value.starts_with('/')) {
+            return Some(PathBuf::from(value));
+        }
+    }
+    None
+}
+
+/// The part of `config.json` that matters here. Unknown fields are skipped without being kept.
+#[derive(Debug, Default, Deserialize)]
+struct Config {
+    #[serde(default)]
+    annotations: Annotations,
+    #[serde(default)]
+    linux: Linux,
+    #[serde(default)]
+    process: Process,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Linux {
+    #[serde(default, rename = "cgroupsPath")]
+    cgroups_path: String,
+    #[serde(default)]
+    namespaces: Vec<NamespaceConfig>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct NamespaceConfig {
+    #[serde(default, rename = "type")]
+    kind: String,
+    #[serde(default)]
+    path: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Process {
+    #[serde(default)]
+    capabilities: Capabilities,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Capabilities {
+    #[serde(default)]
+    bounding: Vec<String>,
+}
+
+/// Annotations that runtimes make; others are somebody else's and are not kept.
+#[derive(Debug, Default)]
+struct Annotations(BTreeMap<String, String>);
+
+impl<'de> Deserialize<'de> for Annotations {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = Annotations;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a map of annotations")
+            }
+            fn visit_unit<E>(self) -> Result<Annotations, E> {
+                Ok(Annotations::default())
+            }
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Annotations, A::Error> {
+                const OURS: [&str; 4] = ["io.kubernetes.", "io.podman.", "io.container.", "org.opencontainers."];
+                let mut kept = BTreeMap::new();
+                while let Some(key) = map.next_key::<String>()? {
+                    if kept.len() < 64 && key.len() < 128 && OURS.iter().any(|ours| key.starts_with(ours)) {
+                        let value = map.next_value::<String>()?;
+                        kept.insert(key, bounded(&value));
+                    } else {
+                        map.next_value::<serde::de::IgnoredAny>()?;
+                    }
+                }
+                Ok(Annotations(kept))
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+fn read_config(path: &Path) -> Result<Config, BundleError> {
+    let error = |error| BundleError::Read { path: path.to_owned(), error };
+    let file = File::open(path).map_err(error)?;
+    let metadata = file.metadata().map_err(error)?;
+    if !metadata.is_file() {
+        return Err(error(io::Error::other("not a regular file")));
+    }
+    if metadata.len() > CONFIG_MAX {
+        return Err(BundleError::Large(path.to_owned()));
+    }
+    let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0) + 1);
+    file.take(CONFIG_MAX).read_to_end(&mut bytes).map_err(error)?;
+    serde_json::from_slice(&bytes).map_err(|error| BundleError::Parse { path: path.to_owned(), error })
+}
+
+impl Config {
+    /// Whether the container of this configuration lives in this cgroup: at its `cgroupsPath`, or, with the systemd driver, in the
+    /// scope that `slice:prefix:name` stands for. The hierarchy may be mounted below another cgroup.
+    fn is_of(&self, path: &str) -> bool {
+        let wanted = self.linux.cgroups_path.as_str();
+        let parts: Vec<_> = wanted.split(':').collect();
+        match parts.as_slice() {
+            [""] => true,
+            [slice, prefix, name] => {
+                let scope =
+                    if prefix.is_empty() { format!("/{name}.scope") } else { format!("/{prefix}-{name}.scope") };
+                // podman and others make a cgroup for the container below its scope.
+                let above = path.strip_suffix("/container").unwrap_or(path);
+                above.ends_with(&scope) && (slice.is_empty() || above.contains(&format!("/{slice}/")))
+            }
+            _ => {
+                let wanted = wanted.trim_matches('/');
+                let path = path.trim_start_matches('/');
+                path == wanted || path.strip_suffix(wanted).is_some_and(|above| above.ends_with('/'))
+            }
+        }
+    }
+
+    fn info(&self, id: &str, cgroup_id: u64, path: &str, dir: &Path) -> ContainerInfo {
+        let get = |key: &str| self.annotations.0.get(key).filter(|value| !value.is_empty()).cloned();
+        let first = |keys: &[&str]| keys.iter().find_map(|key| get(key));
+        let kind = first(&["io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType"]);
+        let role = match kind.as_deref() {
+            Some("sandbox") => ContainerRole::Sandbox,
+            Some("container") => ContainerRole::Member,
+            _ => ContainerRole::Plain,
+        };
+        let pods = self.linux.namespaces.iter().find(|namespace| namespace.kind == "pid");
+        let pod = match (
+            first(&[
+                "io.kubernetes.cri.sandbox-namespace",
+                "io.kubernetes.pod.namespace",
+                "io.kubernetes.cri-o.Namespace",
+            ]),
+            first(&["io.kubernetes.cri.sandbox-name", "io.kubernetes.pod.name", "io.kubernetes.cri-o.KubeName"]),
+            first(&["io.kubernetes.cri.sandbox-uid", "io.kubernetes.pod.uid"]),
+        ) {
+            (Some(namespace), Some(name), uid) => {
+                Some(PodRef { namespace, name, uid: uid.or_else(|| pod_uid(path)).unwrap_or_default() })
+            }
+            // A sandbox of containerd before 1.7 names its pod by the directory of its logs alone.
+            _ => get("io.kubernetes.cri.sandbox-log-directory").and_then(|logs| pod_of_logs(&logs)),
+        };
+        let sandbox = first(&["io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID"]);
+        ContainerInfo {
+            id: id.to_owned(),
+            cgroup_id: Some(cgroup_id),
+            from: InfoFrom::Bundle(dir.display().to_string()),
+            role,
+            name: first(&["io.kubernetes.cri.container-name", "io.kubernetes.container.name"]),
+            image: first(&[
+                "io.kubernetes.cri.image-name",
+                "io.kubernetes.cri.podsandbox.image-name",
+                "io.kubernetes.cri-o.ImageName",
+                "org.opencontainers.image.ref.name",
+            ]),
+            image_digest: first(&["io.kubernetes.cri-o.ImageRef", "io.kubernetes.cri-o.Image"]),
+            pod,
+            sandbox_id: sandbox.or_else(|| (role == ContainerRole::Sandbox).then(|| id.to_owned())),
+            labels: BTreeMap::new(),
+            host_pid: pods.is_none(),
+            privileged: self.process.capabilities.bounding.iter().any(|name| name == "CAP_SYS_ADMIN"),
+            joins_pid_of: pods.and_then(|pods| pods.path.strip_prefix("/proc/")?.split('/').next()?.parse().ok()),
+            expected_execs: Vec::new(),
+            unreadable: None,
+        }
+    }
+}
+
+/// `/var/log/pods/<namespace>_<name>_<uid>`: none of the three can hold an underscore.
+fn pod_of_logs(logs: &str) -> Option<PodRef> {
+    let mut parts = logs.trim_end_matches('/').rsplit('/').next()?.splitn(3, '_');
+    let (namespace, name, uid) = (parts.next()?, parts.next()?, parts.next()?);
+    Some(PodRef { namespace: namespace.to_owned(), name: name.to_owned(), uid: uid.to_owned() })
+}
+
+/// The pod's uid in a cgroup's path: `pod<uid>`, with underscores for dashes under the systemd driver.
+fn pod_uid(path: &str) -> Option<String> {
+    path.rsplit('/').find_map(|part| {
+        let part = part.strip_suffix(".slice").unwrap_or(part);
+        let (_, uid) = part.rsplit_once("pod").filter(|(before, _)| before.is_empty() || before.ends_with('-'))?;
+        (uid.len() >= 32).then(|| uid.replace('_', "-"))
+    })
+}
+
+/// At most [`TEXT_MAX`] bytes of a text.
+fn bounded(text: &str) -> String {
+    text[..text.floor_char_boundary(TEXT_MAX)].to_owned()
+}
