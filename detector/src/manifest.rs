@@ -25,6 +25,19 @@ pub struct Manifest {
     pub host_paths: Vec<String>,
     /// Capabilities added, without duplicates.
     pub capabilities: Vec<String>,
+    /// Commands that kubelet runs in the containers by itself.
+    #[serde(skip)]
+    pub execs: Vec<Exec>,
+}
+
+/// A command that kubelet runs in a container: an exec probe or a life-cycle hook.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Exec {
+    pub container: String,
+    /// `liveness probe`, `life-cycle hook`, ...
+    pub kind: &'static str,
+    /// Without those arguments that are no text, for which kubelet rejects the pod.
+    pub command: Vec<String>,
 }
 
 /// What a file in the manifest directory is to kubelet.
@@ -98,6 +111,7 @@ fn pod(document: &Node, kind: &str) -> Result<Manifest, &'static str> {
     };
     for container in containers(spec) {
         add_container(&mut manifest, container);
+        add_execs(&mut manifest, container);
     }
     for volume in spec.get("volumes").items() {
         if let Some(path) = volume.get("hostPath").get("path").text() {
@@ -132,6 +146,34 @@ fn add_container(manifest: &mut Manifest, container: &Node) {
             && !manifest.capabilities.contains(&bounded(capability))
         {
             push(&mut manifest.capabilities, capability);
+        }
+    }
+}
+
+/// Where a container's specification has kubelet execute something.
+const EXECS: [(&str, &[&str]); 5] = [
+    ("liveness probe", &["livenessProbe"]),
+    ("readiness probe", &["readinessProbe"]),
+    ("startup probe", &["startupProbe"]),
+    ("life-cycle hook", &["lifecycle", "postStart"]),
+    ("life-cycle hook", &["lifecycle", "preStop"]),
+];
+
+fn add_execs(manifest: &mut Manifest, container: &Node) {
+    for (kind, path) in EXECS {
+        let at = path.iter().fold(container, |node, key| node.get(key));
+        let command: Vec<_> = at
+            .get("exec")
+            .get("command")
+            .items()
+            .iter()
+            .filter_map(Node::text)
+            .take(MAX_ENTRIES)
+            .map(bounded)
+            .collect();
+        if !command.is_empty() && manifest.execs.len() < MAX_ENTRIES {
+            let container = bounded(container.get("name").text().unwrap_or_default());
+            manifest.execs.push(Exec { container, kind, command });
         }
     }
 }

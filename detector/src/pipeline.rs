@@ -4,7 +4,10 @@ use crate::{
     alert::{Alert, Origin, TraceRef},
     context::{Context, container::Container},
     decode,
-    detect::{Detector, Finding, around::Around, blocked::Blocked, impair::Impair, static_pod::StaticPod},
+    detect::{
+        Detector, Finding, around::Around, blocked::Blocked, container_exec::ContainerExec, impair::Impair,
+        static_pod::StaticPod,
+    },
     record::{Body, Record},
 };
 
@@ -38,6 +41,7 @@ impl Pipeline {
                 Box::<Around>::default(),
                 Box::<Blocked>::default(),
                 Box::<Impair>::default(),
+                Box::<ContainerExec>::default(),
             ],
             stats: Stats::default(),
         }

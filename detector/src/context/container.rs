@@ -83,6 +83,8 @@ pub struct Container {
     pub info: ContainerInfo,
     /// Its first process: what everything that belongs to it descends from.
     pub init: Option<ProcessKey>,
+    /// Where that one lives.
+    pub namespaces: Namespaces,
     /// When its cgroup was removed.
     gone: Option<BootNs>,
 }
@@ -198,20 +200,18 @@ impl Containers {
         self.owners.retain(|_, of| of != id);
     }
 
-    /// The container that a cgroup is of: its own, or one somewhere inside it.
+    /// The container that a cgroup is of: its own, or one that it lies inside of. One of which nothing is known, inside a known
+    /// one, is that one's doing.
     #[must_use]
     pub fn of_cgroup(&self, cgroup: u64, cgroups: &Cgroups) -> Option<&Container> {
-        if let Some(id) = self.by_cgroup.get(&cgroup) {
-            return self.by_id.get(id);
+        let own = self.by_cgroup.get(&cgroup).and_then(|id| self.by_id.get(id));
+        if own.is_some_and(Container::is_known) {
+            return own;
         }
-        let mut path = cgroups.path(cgroup)?;
-        while let Some((above, _)) = path.rsplit_once('/') {
-            if let Some(id) = self.by_path.get(above) {
-                return self.by_id.get(id);
-            }
-            path = above;
-        }
-        None
+        let above = |path: &str| self.by_id.get(self.by_path.get(path)?).filter(|found| found.is_known());
+        let path = cgroups.path(cgroup).unwrap_or_default();
+        let around = path.rmatch_indices('/').find_map(|(at, _)| above(&path[..at]));
+        around.or(own)
     }
 
     /// A program runs in a container's cgroup. The first one in namespaces of its own is the container's.
@@ -225,6 +225,7 @@ impl Containers {
             return;
         }
         container.init = Some(process);
+        container.namespaces = *has;
         for ((kind, inode), (_, hosts)) in has.each().into_iter().zip(host.each()) {
             if inode != 0 && inode != hosts {
                 self.owners.entry((kind, inode)).or_insert_with(|| id.to_owned());
@@ -238,11 +239,19 @@ impl Containers {
         self.owners.get(&(kind, inode)).and_then(|id| self.by_id.get(id))
     }
 
-    /// The container in whose namespaces a process lives, by the one that tells most, and the kinds that are of its pod.
+    /// The container in whose namespaces a process lives, by the one that tells most, and the kinds that are of its pod. Those of
+    /// `home`, the container that its cgroup is of, do not count.
     #[must_use]
-    pub fn of_namespaces(&self, has: &Namespaces) -> Option<(&Container, Vec<Namespace>)> {
-        let owned: Vec<_> =
-            has.each().into_iter().filter_map(|(kind, inode)| Some((kind, self.owner(kind, inode)?))).collect();
+    pub fn of_namespaces(&self, has: &Namespaces, home: Option<&Container>) -> Option<(&Container, Vec<Namespace>)> {
+        let own = home.map(|home| home.namespaces).unwrap_or_default().each();
+        let owned: Vec<_> = has
+            .each()
+            .into_iter()
+            .zip(own)
+            .filter(|((_, inode), (_, own))| inode != own)
+            .filter_map(|((kind, inode), _)| Some((kind, self.owner(kind, inode)?)))
+            .filter(|(_, owner)| home.is_none_or(|home| !home.is_with(owner)))
+            .collect();
         let (_, first) = owned.first()?;
         let kinds = owned.iter().filter(|(_, owner)| owner.is_with(first)).map(|(kind, _)| *kind).collect();
         Some((first, kinds))
@@ -319,9 +328,9 @@ mod tests {
         containers.runs("a", key(3), 1, &inside, &HOST);
         containers.runs("a", key(4), 1, &inside, &HOST);
         assert_eq!(containers.get("a").unwrap().init, Some(key(3)));
-        let (owner, kinds) = containers.of_namespaces(&Namespaces { pid: 12, ..HOST }).unwrap();
+        let (owner, kinds) = containers.of_namespaces(&Namespaces { pid: 12, ..HOST }, None).unwrap();
         assert_eq!((owner.info.id.as_str(), kinds), ("a", vec![Namespace::Pid]));
-        assert_eq!(containers.of_namespaces(&HOST), None);
+        assert_eq!(containers.of_namespaces(&HOST, None), None);
     }
 
     #[test]

@@ -119,7 +119,7 @@ impl Context {
         }
         // A host without the v2 hierarchy, or a process that entered: its namespaces say whose it is.
         let has = Namespaces { mnt: process.mnt_ns, pid: process.pid_ns, ..Namespaces::default() };
-        match self.containers.of_namespaces(&has) {
+        match self.containers.of_namespaces(&has, None) {
             Some((container, _)) => (Origin::Container, Some(container)),
             None => (Origin::Unknown, None),
         }

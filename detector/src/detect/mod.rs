@@ -2,6 +2,7 @@
 
 pub mod around;
 pub mod blocked;
+pub mod container_exec;
 pub mod impair;
 pub mod static_pod;
 pub mod technique;

@@ -17,3 +17,11 @@ pub static DETECTOR_TAMPERING: Technique = Technique {
     attack: &["T1562.001"],
     microsoft: &[],
 };
+
+pub static CONTAINER_EXEC: Technique = Technique {
+    id: "container-exec",
+    name: "Exec into container",
+    tactic: "Execution",
+    attack: &["T1609"],
+    microsoft: &["MS-TA9006"],
+};

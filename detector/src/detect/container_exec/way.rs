@@ -1,0 +1,135 @@
+//! The way in, in words. Names of programs are enough for words; no alert depends on them.
+
+use std::fmt;
+
+use crate::{
+    context::{Context, container::Namespace, process::ProcessState},
+    escape::escape_to,
+    record::ProcessKey,
+};
+
+use super::{names, pending::Group};
+
+/// A step into a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Entered {
+    Namespaces(Vec<Namespace>),
+    Cgroup,
+}
+
+/// How a process came in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// The runtime, asked through the CRI.
+    Cri,
+    Docker,
+    Podman,
+    /// The runtime, asked by containerd's own client.
+    Ctr,
+    /// The OCI runtime itself, run by nobody's monitor.
+    Runtime(String),
+    /// Namespaces, and the program that joined them.
+    Namespaces(Vec<Namespace>, Option<String>),
+    /// Moved into the cgroup.
+    Cgroup,
+    /// A container of the pod that lives among the processes of this one.
+    Debug(String),
+}
+
+impl Way {
+    /// Whether this is how clusters are operated day by day.
+    pub fn is_usual(&self) -> bool {
+        matches!(self, Self::Cri | Self::Docker | Self::Podman | Self::Debug(_))
+    }
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cri => f.write_str("through the container runtime interface: kubectl exec, crictl exec or a probe"),
+            Self::Docker => f.write_str("by docker exec"),
+            Self::Podman => f.write_str("by podman exec"),
+            Self::Ctr => f.write_str("by containerd's own client (ctr task exec), past kubelet"),
+            Self::Runtime(name) => write!(f, "by {} exec by hand, past the container runtime", escape_to(name, 32)),
+            Self::Namespaces(kinds, Some(by)) => {
+                write!(f, "{} joined its namespaces ({}), past the container runtime", escape_to(by, 64), names(kinds))
+            }
+            Self::Namespaces(kinds, None) => {
+                write!(f, "by its namespaces ({}), past the container runtime", names(kinds))
+            }
+            Self::Cgroup => f.write_str("moved into its cgroup, past the container runtime"),
+            Self::Debug(name) => {
+                write!(f, "an ephemeral container that lives among the processes of {name} (kubectl debug --target)")
+            }
+        }
+    }
+}
+
+/// OCI runtimes by the names of their programs.
+const RUNTIMES: [&str; 6] = ["runc", "crun", "youki", "runsc", "kata-runtime", "nvidia-container-runtime"];
+
+/// Whether a process runs an OCI runtime, by its name.
+pub fn is_runtime(process: &ProcessState) -> bool {
+    RUNTIMES.contains(&base(&process.exe)) || process.argv.first().is_some_and(|first| RUNTIMES.contains(&base(first)))
+}
+
+/// How `process` came in: by its lineage when a runtime on the host did it, else by the steps that were seen.
+pub fn of(process: ProcessKey, group: Option<&Group>, kinds: &[Namespace], context: &Context) -> Way {
+    let on_host = |key: &ProcessKey| context.container_of(*key).is_none();
+    let runtime = context
+        .processes
+        .lineage(process)
+        .filter(|(key, state)| is_runtime(state) && on_host(key))
+        .find(|(_, state)| state.argv.iter().any(|arg| arg == "exec"));
+    if let Some((key, runtime)) = runtime {
+        let monitor = context.processes.lineage(key).map(|(_, state)| state).find(|state| is_monitor(state));
+        return match monitor {
+            Some(monitor) if base(&monitor.exe).starts_with("conmon") => {
+                if runtime.argv.iter().any(|arg| arg.contains("libpod")) { Way::Podman } else { Way::Cri }
+            }
+            Some(monitor) if argument(&monitor.argv, "-namespace") == Some("moby") => Way::Docker,
+            // The CRI's exec ids are 64 hexadecimal digits; those of containerd's client are its user's.
+            Some(_) if exec_id(&runtime.argv).is_some_and(is_digest) => Way::Cri,
+            Some(_) => Way::Ctr,
+            None => Way::Runtime(base(&runtime.exe).to_owned()),
+        };
+    }
+    let stepped = group.map(Group::kinds).unwrap_or_default();
+    let kinds = if stepped.is_empty() { kinds.to_vec() } else { stepped };
+    if kinds.is_empty() {
+        return Way::Cgroup;
+    }
+    Way::Namespaces(kinds, group.map(|group| base(&group.by).to_owned()))
+}
+
+fn is_monitor(process: &ProcessState) -> bool {
+    let name = base(&process.exe);
+    name.starts_with("containerd-shim") || name.starts_with("conmon") || name.starts_with("docker-containerd-shim")
+}
+
+/// `.../<exec id>.pid` of `--pid-file`.
+fn exec_id(argv: &[String]) -> Option<&str> {
+    base(argument(argv, "--pid-file")?).strip_suffix(".pid")
+}
+
+fn is_digest(id: &str) -> bool {
+    id.len() == 64 && id.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+/// The value of a flag, given behind it or with `=`.
+fn argument<'a>(argv: &'a [String], flag: &str) -> Option<&'a str> {
+    let mut args = argv.iter();
+    while let Some(arg) = args.next() {
+        if arg == flag {
+            return args.next().map(String::as_str);
+        }
+        if let Some(value) = arg.strip_prefix(flag).and_then(|rest| rest.strip_prefix('=')) {
+            return Some(value);
+        }
+    }
+    None
+}
+
+fn base(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
