@@ -136,6 +136,10 @@ fn dispatch(regs: Ptr, ret: i64, number: usize) {
     let task = current();
     let is_compat = task.read::<u32>(offset!(task_ti_status)) >> TS_COMPAT_BIT & 1;
     let class = syscall_class(number + TABLE * is_compat as usize);
+    if class == class::NAMESPACES {
+        namespaces::report(task, task.follow(offset!(task_nsproxy)), hook::SYS_EXIT);
+        return;
+    }
     let call = Call { regs, number: number as u32, class, compat: is_compat };
     let touch = watched::take_touch(current_id());
     let touched = touch.watch;
@@ -152,9 +156,6 @@ fn dispatch(regs: Ptr, ret: i64, number: usize) {
     }
     if setting(setting::WRITES_ONLY) != 0 {
         return;
-    }
-    if class == class::NAMESPACES {
-        namespaces::report(task, task.follow(offset!(task_nsproxy)), hook::SYS_EXIT);
     }
     let mount = class == class::MOUNT || class == class::MOVE_MOUNT;
     let names = (class::PATH..class::MOUNT).contains(&class);

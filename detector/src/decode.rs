@@ -284,6 +284,9 @@ mod tests {
             testing::io_uring(child),
             testing::entry(child, wire::hook::INODE_RENAME, [FILE, DIR], ["a", "b"]),
             testing::cgroup(child, 9, "/kubepods/x"),
+            testing::cgroup_gone(child, 9),
+            testing::cgroup_move(shell, child, 9),
+            testing::namespaces(child, 77, 78, wire::Shared { net: 79, ..wire::Shared::default() }),
         ]
     }
 
@@ -303,6 +306,10 @@ mod tests {
         assert_eq!((entry.ino, entry.dir_ino, &entry.names), (FILE.ino, DIR.ino, &["a".to_owned(), "b".to_owned()]));
         let Event::Cgroup { event, path } = &events[8] else { panic!("{events:?}") };
         assert_eq!((event.id, path.as_str()), (9, "/kubepods/x"));
+        let Event::CgroupMove(moved) = &events[10] else { panic!("{events:?}") };
+        assert_eq!((moved.header.tgid, moved.target_tgid, moved.id), (50, 60, 9));
+        let Event::Namespaces(entered) = &events[11] else { panic!("{events:?}") };
+        assert_eq!((entered.mnt, entered.pid_children, entered.shared.net), (77, 78, 79));
     }
 
     #[test]
@@ -334,8 +341,9 @@ mod tests {
     #[test]
     fn any_bytes_are_an_event_or_an_error() {
         let mut noise = Noise(1);
-        for round in 0..20_000_u64 {
-            let mut raw = every_kind()[usize::try_from(round % 9).unwrap()].to_vec();
+        let kinds = every_kind();
+        for (round, kind) in kinds.iter().cycle().take(20_000).enumerate() {
+            let mut raw = kind.to_vec();
             for _ in 0..1 + round % 5 {
                 let at = usize::try_from(noise.next()).unwrap() % raw.len();
                 raw[at] = noise.next().to_le_bytes()[0];

@@ -4,7 +4,10 @@ use bytes::Bytes;
 use detector_common::{self as wire, hook, kind, syscall, watch};
 use zerocopy::{Immutable, IntoBytes};
 
-use crate::record::{Body, BootNs, ChangeKind, InodeKey, ManifestChange, ManifestFile, ProcessSeed, Record, Start};
+use crate::record::{
+    Body, BootNs, ChangeKind, ContainerInfo, ContainerRole, InfoFrom, InodeKey, ManifestChange, ManifestFile, PodRef,
+    ProcessSeed, Record, Start,
+};
 
 pub const HOST_MNT: u32 = 10;
 pub const HOST_PID: u32 = 11;
@@ -61,6 +64,21 @@ pub fn walked(path: &str) -> Vec<u8> {
 }
 
 pub fn exec(actor: Actor, parent: Actor, path: &str, argv: &[&str]) -> Bytes {
+    exec_in(actor, parent, path, argv, wire::Shared::default(), actor.pid, "pts3")
+}
+
+/// An exec by a process with these other namespaces, this pid in its own pid namespace and this terminal.
+pub fn exec_in(
+    actor: Actor,
+    parent: Actor,
+    path: &str,
+    argv: &[&str],
+    shared: wire::Shared,
+    inner_pid: u32,
+    tty: &str,
+) -> Bytes {
+    let mut terminal = [0; 16];
+    terminal[..tty.len()].copy_from_slice(tty.as_bytes());
     let path = walked(path);
     let argv: Vec<u8> = argv.iter().flat_map(|arg| [arg.as_bytes(), &[0]].concat()).collect();
     let event = wire::Exec {
@@ -72,9 +90,9 @@ pub fn exec(actor: Actor, parent: Actor, path: &str, argv: &[&str]) -> Bytes {
         flags: 0,
         path_len: u16::try_from(path.len()).unwrap(),
         argv_len: u16::try_from(argv.len()).unwrap(),
-        tty: *b"pts3\0\0\0\0\0\0\0\0\0\0\0\0",
-        shared: wire::Shared::default(),
-        inner_pid: actor.pid,
+        tty: terminal,
+        shared,
+        inner_pid,
     };
     raw(&event, &[path, argv].concat())
 }
@@ -172,6 +190,38 @@ pub fn cgroup(actor: Actor, id: u64, path: &str) -> Bytes {
         zero: [0; 2],
     };
     raw(&event, &[path.as_bytes(), &[0]].concat())
+}
+
+/// The actor enters these namespaces.
+pub fn namespaces(actor: Actor, mnt: u32, pid_children: u32, shared: wire::Shared) -> Bytes {
+    let header = actor.header(kind::NAMESPACES, hook::NAMESPACES);
+    raw(&wire::Namespaces { header, mnt, pid_children, shared, zero: 0 }, &[])
+}
+
+/// `mover` puts `target` into a cgroup.
+pub fn cgroup_move(mover: Actor, target: Actor, id: u64) -> Bytes {
+    let header = mover.header(kind::CGROUP_MOVE, hook::CGROUP_ATTACH);
+    let (target_start_ns, target_tgid) = (target.start * SECOND, target.pid);
+    raw(&wire::CgroupMove { header, id, target_start_ns, target_tgid, zero: 0 }, &[])
+}
+
+pub fn cgroup_gone(actor: Actor, id: u64) -> Bytes {
+    raw(&wire::CgroupGone { header: actor.header(kind::CGROUP_GONE, hook::CGROUP_RMDIR), id }, &[])
+}
+
+/// A container of the pod `shop/web-node-1`, in whose sandbox `sandbox` it is.
+pub fn container(id: &str, cgroup_id: u64, role: ContainerRole, name: &str) -> ContainerInfo {
+    ContainerInfo {
+        id: id.to_owned(),
+        cgroup_id: Some(cgroup_id),
+        from: InfoFrom::Bundle(format!("/run/bundles/{id}")),
+        role,
+        name: (role == ContainerRole::Member).then(|| name.to_owned()),
+        image: Some("registry.example/app:1".to_owned()),
+        pod: Some(PodRef { namespace: "shop".to_owned(), name: "web-node-1".to_owned(), uid: "0a1b".to_owned() }),
+        sandbox_id: Some("sandbox".to_owned()),
+        ..ContainerInfo::default()
+    }
 }
 
 pub fn start() -> Body {

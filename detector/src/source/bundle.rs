@@ -4,7 +4,7 @@
 //! bundles of other containers were found, or where the known runtimes keep theirs.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fs::{self, File},
     io::{self, Read as _},
     path::{Path, PathBuf},
@@ -51,8 +51,10 @@ enum Place {
 pub struct Bundles {
     /// What the host's paths are below: `/`, or the root of the host's first process where the agent has another.
     root: PathBuf,
-    /// Directories that hold bundles by container id.
+    /// Directories in which bundles were found, by container id.
     learned: BTreeSet<PathBuf>,
+    /// Directories that some program's command line named, which anybody can write: the latest ones.
+    hinted: VecDeque<PathBuf>,
 }
 
 /// Why a bundle tells nothing.
@@ -86,7 +88,7 @@ impl Bundles {
     /// Bundles below a root directory.
     #[must_use]
     pub fn new(root: PathBuf) -> Self {
-        Self { root, learned: BTreeSet::new() }
+        Self { root, learned: BTreeSet::new(), hinted: VecDeque::new() }
     }
 
     /// Learns from the command line of a program that names a bundle, as runtimes and their monitors do.
@@ -95,7 +97,15 @@ impl Bundles {
     pub fn learn(&mut self, argv: &[impl AsRef<str>]) -> Option<PathBuf> {
         let bundle = bundle_argument(argv)?;
         let bundle = if bundle.ends_with("userdata") { bundle.parent()?.to_owned() } else { bundle };
-        self.remember(bundle.parent());
+        if let Some(above) = bundle.parent()
+            && !self.learned.contains(above)
+            && !self.hinted.iter().any(|hinted| hinted == above)
+        {
+            if self.hinted.len() >= ROOTS_MAX {
+                self.hinted.pop_front();
+            }
+            self.hinted.push_back(above.to_owned());
+        }
         Some(bundle)
     }
 
@@ -110,7 +120,8 @@ impl Bundles {
             if !is_monitor {
                 continue;
             }
-            self.learn(&process.cmdline().unwrap_or_default());
+            let bundle = self.learn(&process.cmdline().unwrap_or_default());
+            self.remember(bundle.as_deref().and_then(Path::parent));
             self.remember(process.cwd().ok().as_deref().and_then(Path::parent));
         }
     }
@@ -171,7 +182,7 @@ impl Bundles {
             Place::Learned => self.learned.iter().map(|root| root.join(id)).collect(),
             Place::Named => maker.and_then(|pid| self.named_by(pid, id)).into_iter().collect(),
             Place::Usual => {
-                let mut found = Vec::new();
+                let mut found: Vec<_> = self.hinted.iter().map(|root| root.join(id)).collect();
                 for usual in USUAL {
                     match usual.strip_suffix("/*") {
                         Some(above) => {
@@ -228,8 +239,11 @@ fn bundle_argument(argv: &[impl AsRef<str>]) -> Option<PathBuf> {
 }
 
 /// The part of `config.json` that matters here. Unknown fields are skipped without being kept.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Deserialize)]
 struct Config {
+    /// Required by the specification: what has none is something else.
+    #[serde(rename = "ociVersion")]
+    _version: String,
     #[serde(default)]
     annotations: Annotations,
     #[serde(default)]
@@ -407,4 +421,160 @@ fn pod_uid(path: &str) -> Option<String> {
 /// At most [`TEXT_MAX`] bytes of a text.
 fn bounded(text: &str) -> String {
     text[..text.floor_char_boundary(TEXT_MAX)].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+    const TASKS: &str = "run/containerd/io.containerd.runtime.v2.task/k8s.io";
+
+    /// A host with one bundle of this content in containerd's usual place.
+    fn host(id: &str, config: &[u8]) -> (tempfile::TempDir, Bundles) {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join(TASKS).join(id);
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("config.json"), config).unwrap();
+        let bundles = Bundles::new(root.path().to_owned());
+        (root, bundles)
+    }
+
+    fn config(annotations: &str, cgroups_path: &str) -> String {
+        format!(
+            r#"{{"ociVersion":"1.0.2","process":{{"args":["x"],"capabilities":{{"bounding":["CAP_CHOWN"]}}}},"annotations":{{{annotations}}},"linux":{{"cgroupsPath":"{cgroups_path}","namespaces":[{{"type":"pid"}},{{"type":"network","path":"/proc/9/ns/net"}}]}}}}"#
+        )
+    }
+
+    const MEMBER: &str = r#""io.kubernetes.cri.container-type":"container","io.kubernetes.cri.container-name":"app","io.kubernetes.cri.image-name":"r.example/app:1","io.kubernetes.cri.sandbox-id":"sb","io.kubernetes.cri.sandbox-name":"web","io.kubernetes.cri.sandbox-namespace":"shop","io.kubernetes.cri.sandbox-uid":"0a1b""#;
+
+    #[test]
+    fn a_containerd_bundle_names_the_pod_with_either_cgroup_driver() {
+        for (cgroups_path, path) in [
+            (format!("/kubepods/besteffort/pod0a1b/{ID}"), format!("/kubepods/besteffort/pod0a1b/{ID}")),
+            (format!("/kubepods/pod0a1b/{ID}"), format!("/outer/kubepods/pod0a1b/{ID}")),
+            (
+                format!("kubepods-pod0a1b.slice:cri-containerd:{ID}"),
+                format!("/kubepods.slice/kubepods-pod0a1b.slice/cri-containerd-{ID}.scope"),
+            ),
+        ] {
+            let (_root, mut bundles) = host(ID, config(MEMBER, &cgroups_path).as_bytes());
+            let info = bundles.container(7, &path, None).unwrap();
+            assert_eq!((info.id.as_str(), info.cgroup_id, info.role), (ID, Some(7), ContainerRole::Member), "{path}");
+            let pod = info.pod.unwrap();
+            assert_eq!((pod.namespace.as_str(), pod.name.as_str(), pod.uid.as_str()), ("shop", "web", "0a1b"));
+            assert_eq!((info.name.as_deref(), info.image.as_deref()), (Some("app"), Some("r.example/app:1")));
+            assert!(!info.host_pid && !info.privileged && info.unreadable.is_none());
+        }
+    }
+
+    #[test]
+    fn an_old_sandbox_is_known_by_where_its_logs_are() {
+        let annotations = r#""io.kubernetes.cri.container-type":"sandbox","io.kubernetes.cri.sandbox-log-directory":"/var/log/pods/shop_web-node-1_0a1b""#;
+        let (_root, mut bundles) = host(ID, config(annotations, &format!("/k/{ID}")).as_bytes());
+        let info = bundles.container(7, &format!("/k/{ID}"), None).unwrap();
+        assert_eq!(info.role, ContainerRole::Sandbox);
+        assert_eq!(info.sandbox_id.as_deref(), Some(ID));
+        let pod = info.pod.unwrap();
+        assert_eq!((pod.namespace.as_str(), pod.name.as_str(), pod.uid.as_str()), ("shop", "web-node-1", "0a1b"));
+    }
+
+    #[test]
+    fn cri_o_keeps_its_bundles_elsewhere_and_says_the_same_in_other_words() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("run/containers/storage/overlay-containers").join(ID).join("userdata");
+        fs::create_dir_all(&dir).unwrap();
+        let annotations = r#""io.kubernetes.cri-o.ContainerType":"container","io.kubernetes.container.name":"app","io.kubernetes.pod.name":"web","io.kubernetes.pod.namespace":"shop","io.kubernetes.pod.uid":"0a1b","io.kubernetes.cri-o.ImageName":"r.example/app:1""#;
+        fs::write(dir.join("config.json"), config(annotations, &format!("kubepods.slice:crio:{ID}"))).unwrap();
+        let path = format!("/kubepods.slice/crio-{ID}.scope");
+        let info = Bundles::new(root.path().to_owned()).container(7, &path, None).unwrap();
+        assert_eq!((info.role, info.name.as_deref()), (ContainerRole::Member, Some("app")));
+        assert_eq!(info.pod.unwrap().name, "web");
+    }
+
+    #[test]
+    fn a_bundle_of_another_cgroup_lends_its_pod_to_nobody() {
+        let (_root, mut bundles) = host(ID, config(MEMBER, &format!("/kubepods/pod0a1b/{ID}")).as_bytes());
+        let info = bundles.container(7, &format!("/evil/{ID}"), None).unwrap();
+        assert_eq!((info.pod, info.from), (None, InfoFrom::Nothing));
+        assert!(info.unreadable.unwrap().contains("of another cgroup"));
+    }
+
+    #[test]
+    fn a_cgroup_called_like_a_container_without_a_bundle_is_unknown_and_any_other_is_none() {
+        let (_root, mut bundles) = host("other", b"{}");
+        let info = bundles.container(7, &format!("/evil/{ID}"), None).unwrap();
+        assert_eq!((info.from, info.unreadable.as_deref()), (InfoFrom::Nothing, Some("no bundle was found")));
+        for path in ["/", "", "/system.slice/ssh.service", "/..", "/a/.hidden", "/x/na me", "/\n"] {
+            assert_eq!(bundles.container(7, path, None), None, "{path:?}");
+        }
+    }
+
+    #[test]
+    fn an_id_that_is_not_hexadecimal_is_found_by_its_bundle() {
+        let (_root, mut bundles) = host("my-container_1", config("", "/default/my-container_1").as_bytes());
+        let info = bundles.container(7, "/default/my-container_1", None).unwrap();
+        assert_eq!((info.id.as_str(), info.role), ("my-container_1", ContainerRole::Plain));
+    }
+
+    #[test]
+    fn broken_bundles_say_what_is_wrong_and_where() {
+        let path = format!("/k/{ID}");
+        for (content, word) in [
+            (&b"{\"annotations\": {"[..], "line 1 column"),
+            (b"", "line 1 column 0"),
+            (b"\xff\xfe", "not an OCI configuration"),
+            (b"[]", "not an OCI configuration"),
+            (b"{\"annotations\": 7}", "a map of annotations"),
+            (b"{\"annotations\": {\"io.kubernetes.cri.container-name\": []}}", "line 1 column"),
+        ] {
+            let (_root, mut bundles) = host(ID, content);
+            let info = bundles.container(7, &path, None).unwrap();
+            let why = info.unreadable.unwrap();
+            assert!(why.contains(word) && why.contains("config.json"), "{why}");
+        }
+        let (root, mut bundles) = host(ID, b"");
+        let file = root.path().join(TASKS).join(ID).join("config.json");
+        fs::remove_file(&file).unwrap();
+        fs::create_dir(&file).unwrap();
+        assert!(bundles.container(7, &path, None).unwrap().unreadable.unwrap().contains("not a regular file"));
+        fs::remove_dir(&file).unwrap();
+        File::create(&file).unwrap().set_len(CONFIG_MAX + 1).unwrap();
+        assert!(bundles.container(7, &path, None).unwrap().unreadable.unwrap().contains("larger than 16 MiB"));
+    }
+
+    #[test]
+    fn a_bundle_of_ten_mebibytes_is_read_and_what_is_kept_of_it_is_small() {
+        let newline = r"\n";
+        let huge = "v".repeat(1 << 20);
+        let others: String = (0..9).map(|n| format!(r#","other-{n}":"{huge}""#)).collect();
+        let annotations = format!(
+            r#""io.kubernetes.cri.container-name":"a{newline}b","io.kubernetes.cri.image-name":"{huge}","io.kubernetes.cri.container-type":"container"{others}"#
+        );
+        let (_root, mut bundles) = host(ID, config(&annotations, &format!("/k/{ID}")).as_bytes());
+        let info = bundles.container(7, &format!("/k/{ID}"), None).unwrap();
+        assert_eq!(info.name.as_deref(), Some("a\nb"));
+        assert_eq!(info.image.unwrap().len(), TEXT_MAX);
+    }
+
+    #[test]
+    fn runtimes_and_monitors_name_bundles_on_their_command_lines() {
+        let mut bundles = Bundles::new(PathBuf::from("/nowhere"));
+        for line in [
+            "runc --root /run/runc create --bundle /run/own/tasks/k8s.io/abc --pid-file x abc",
+            "crun create --bundle=/run/own/tasks/k8s.io/abc abc",
+            "conmon -b /run/own/tasks/k8s.io/abc/userdata -c abc",
+        ] {
+            let argv: Vec<_> = line.split(' ').collect();
+            assert_eq!(bundles.learn(&argv), Some(PathBuf::from("/run/own/tasks/k8s.io/abc")), "{line}");
+            assert_eq!(bundles.hinted, [PathBuf::from("/run/own/tasks/k8s.io")]);
+        }
+        for line in ["sort -b file", "x --bundle", "x --bundle relative", ""] {
+            assert_eq!(bundles.learn(&line.split(' ').collect::<Vec<_>>()), None, "{line}");
+        }
+        for n in 0..2 * ROOTS_MAX {
+            bundles.learn(&["x", "--bundle", &format!("/evil/{n}/id")]);
+        }
+        assert!(bundles.hinted.len() <= ROOTS_MAX && bundles.learned.is_empty());
+    }
 }

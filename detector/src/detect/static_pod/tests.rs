@@ -1,7 +1,7 @@
 use crate::{
     alert::{Alert, Origin, Severity},
     detect::static_pod::EVIDENCE_MAX,
-    record::{Body, BootNs, ChangeKind, DirState, WatchReason, Watched, WatchedDir},
+    record::{Body, BootNs, ChangeKind, ContainerInfo, ContainerRole, DirState, WatchReason, Watched, WatchedDir},
     testing::{self, Actor, DIR, FILE, POD, SECOND, Stream, manifest},
 };
 
@@ -161,6 +161,7 @@ fn a_writer_in_a_container_is_critical_and_its_container_is_named() {
     let mut stream = Stream::new();
     let inside = Actor { pid: 80, start: 99, cgroup: 900, mnt_ns: 77, pid_ns: 78 };
     stream.kernel(testing::cgroup(SHELL, 900, &format!("/kubepods/besteffort/pod1/{id}")));
+    stream.push(Body::Container(Box::new(testing::container(&id, 900, ContainerRole::Member, "app"))));
     stream.kernel(testing::fork(SHELL, inside));
     stream.kernel(testing::exec(inside, SHELL, "/bin/sh", &["sh"]));
     let since = stream.now();
@@ -168,8 +169,28 @@ fn a_writer_in_a_container_is_critical_and_its_container_is_named() {
     stream.push(Body::Manifest(Box::new(manifest(ChangeKind::Added, Some(POD), since))));
     let alert = only(&stream);
     assert_eq!(alert.origin, Origin::Container);
-    assert_eq!(alert.container.unwrap().id, id);
+    let container = alert.container.unwrap();
+    assert_eq!((container.id, container.name.as_deref()), (id, Some("app")));
+    assert_eq!(alert.pod.unwrap().name, "web-node-1");
     assert_eq!(alert.severity, Severity::Critical);
+}
+
+#[test]
+fn a_cgroup_called_like_a_container_makes_none_of_a_process_on_the_host() {
+    let id = "c0ffee00".repeat(8);
+    let nothing = ContainerInfo { id: id.clone(), cgroup_id: Some(900), ..ContainerInfo::default() };
+    for (mnt_ns, origin) in [(testing::HOST_MNT, Origin::Host), (77, Origin::Container)] {
+        let mut stream = Stream::new();
+        let actor = Actor { cgroup: 900, mnt_ns, ..Actor::host(80, 99) };
+        stream.kernel(testing::cgroup(SHELL, 900, &format!("/evil/{id}")));
+        stream.push(Body::Container(Box::new(nothing.clone())));
+        let since = stream.now();
+        stream.kernel(testing::open(actor, FILE, DIR, "/mnt/web.yaml"));
+        stream.push(Body::Manifest(Box::new(manifest(ChangeKind::Added, Some(POD), since))));
+        let alert = only(&stream);
+        assert_eq!((alert.origin, alert.pod), (origin, None));
+        assert_eq!(alert.container.is_some(), origin == Origin::Container);
+    }
 }
 
 #[test]
