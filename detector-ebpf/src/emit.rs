@@ -39,8 +39,9 @@ impl Ring {
     fn wake(self) -> u64 {
         match self {
             Self::Context if CONTEXT.query(u64::from(BPF_RB_AVAIL_DATA)) < WAKE_AT => u64::from(BPF_RB_NO_WAKEUP),
-            Self::Context => u64::from(BPF_RB_FORCE_WAKEUP),
-            Self::Alerting | Self::ContextNow => 0,
+            // By itself the kernel wakes a reader only when nothing unread lies before; here that is the rule.
+            Self::Context | Self::ContextNow => u64::from(BPF_RB_FORCE_WAKEUP),
+            Self::Alerting => 0,
         }
     }
 }

@@ -39,6 +39,9 @@ enum Command {
     Doctor(Source),
     /// Perform a technique harmlessly, and say whether the alert came and how fast
     Drill(Drill),
+    /// A step of a drill, performed by a process of its own
+    #[command(hide = true, subcommand)]
+    DrillStep(drill::container::Step),
     /// Attach empty programs until stopped: what the benchmark compares with
     #[command(hide = true)]
     Floor {
@@ -140,6 +143,7 @@ pub fn main(started: Instant) -> ExitCode {
         Command::Run(run) => start(run, started),
         Command::Doctor(source) => doctor::doctor(&source.options()),
         Command::Drill(drill) => drill::drill(drill.technique, &drill.source),
+        Command::DrillStep(step) => drill::container::step(&step),
         Command::Floor { hooks } => floor(hooks.into()),
     };
     match result {

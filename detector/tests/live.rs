@@ -569,6 +569,21 @@ fn the_drill_sees_its_own_act() {
 }
 
 #[test]
+fn the_drill_enters_a_container_and_takes_it_away_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let output =
+        detector(&["drill", "container-exec", "--no-default-dirs", "--manifest-dir", dir.path().to_str().unwrap()]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(said.contains("PASSED") && said.contains("Exec into drill of pod detector/drill"), "{said}");
+    let left = |dir: &Path| {
+        let entries = fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
+        entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("detector-drill-")).count()
+    };
+    assert_eq!(left(&std::env::temp_dir()), 0, "nothing is left behind");
+}
+
+#[test]
 fn the_drill_says_where_it_looked_when_there_is_no_directory() {
     let output = detector(&["drill", "static-pod", "--no-default-dirs", "--manifest-dir", "/nonexistent/manifests"]);
     assert_eq!(output.status.code(), Some(1));

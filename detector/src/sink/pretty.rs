@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::{
-    alert::{Alert, Origin, Process, Severity},
+    alert::{Alert, Container, Origin, Pod, Process, Severity},
     escape::{escape, escape_to},
 };
 
@@ -39,9 +39,12 @@ pub fn render(alert: &Alert, colour: bool) -> String {
         None if alert.file.is_some() => line("who", "unattributed: no hook saw an act"),
         None => {}
     }
-    let container = alert.container.as_ref().map(|container| format!("container {}", escape_to(&container.id, 12)));
+    let container = alert.container.as_ref().map(|found| container(found, alert.pod.as_ref()));
     let origin = match alert.origin {
-        Origin::Host => "the host".to_owned(),
+        Origin::Host => match &container {
+            Some(container) => format!("the host, into {container}"),
+            None => "the host".to_owned(),
+        },
         Origin::Container => container.unwrap_or_else(|| "a container".to_owned()),
         Origin::Unknown if alert.process.is_some() => {
             "not known: neither the host's namespaces nor a container's cgroup".to_owned()
@@ -65,6 +68,22 @@ pub fn render(alert: &Alert, colour: bool) -> String {
     line("when", &format!("{}  record {}, {} of evidence", alert.time, alert.trace.sequence, alert.evidence.len()));
     out.push('\n');
     out
+}
+
+/// `container app (0123456789ab, app:1) of pod shop/web`.
+fn container(found: &Container, pod: Option<&Pod>) -> String {
+    let mut text = match &found.name {
+        Some(name) => format!("container {} ({}", escape_to(name, WIDTH), escape_to(&found.id, 12)),
+        None => format!("container {} (no name", escape_to(&found.id, 12)),
+    };
+    if let Some(image) = &found.image {
+        let _ = write!(text, ", {}", escape_to(image, WIDTH));
+    }
+    text.push(')');
+    if let Some(pod) = pod {
+        let _ = write!(text, " of pod {}/{}", escape_to(&pod.namespace, WIDTH), escape_to(&pod.name, WIDTH));
+    }
+    text
 }
 
 fn who(process: &Process) -> String {

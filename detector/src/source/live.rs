@@ -100,7 +100,7 @@ impl Live {
         live.push(out, now, Body::Start(proc::start(live.kernel.hooks(), options.node.clone())));
         // Containers before processes: which of them is a container's first is told by the order of their starts.
         live.bundles.learn_from_shims();
-        let (cgroups, processes) = proc::seed()?;
+        let proc::Seeds { cgroups, processes } = proc::seed()?;
         for (id, path) in cgroups {
             let container = live.bundles.container(id, &path, None);
             live.push(out, proc::now(), Body::Cgroup { id, path });

@@ -60,19 +60,28 @@ fn namespace(link: &Path) -> u32 {
     fs::metadata(link).ok().and_then(|found| u32::try_from(found.ino()).ok()).unwrap_or(0)
 }
 
-/// Cgroups by id and path, and processes by start, so that a parent comes before its child.
+/// What was there before.
+#[derive(Debug, Default)]
+pub struct Seeds {
+    /// Ids and paths of the v2 hierarchy.
+    pub cgroups: Vec<(u64, String)>,
+    /// By start, so that a parent comes before its child.
+    pub processes: Vec<ProcessSeed>,
+}
+
+/// Reads which cgroups and processes there are.
 ///
 /// A process that ends while it is read is left out; what of it cannot be read stays empty.
 ///
 /// # Errors
 /// When `/proc` itself cannot be listed.
-pub fn seed() -> Result<(Vec<(u64, String)>, Vec<ProcessSeed>), procfs::ProcError> {
+pub fn seed() -> Result<Seeds, procfs::ProcError> {
     let cgroups = cgroups();
     let by_path: BTreeMap<&str, u64> = cgroups.iter().map(|(id, path)| (path.as_str(), *id)).collect();
     let mut processes: Vec<_> =
         process::all_processes()?.filter_map(Result::ok).filter_map(|found| read_process(&found, &by_path)).collect();
     processes.sort_by_key(|found| (found.start, found.pid));
-    Ok((cgroups, processes))
+    Ok(Seeds { cgroups, processes })
 }
 
 fn read_process(found: &Process, cgroups: &BTreeMap<&str, u64>) -> Option<ProcessSeed> {

@@ -1,0 +1,197 @@
+//! A container for drills: namespaces, a cgroup and an OCI bundle, made without a container runtime, in which nothing runs.
+//!
+//! Each step is a process of its own, as with a real runtime: one makes the cgroup and the namespaces, one is the container's
+//! first process, one enters.
+
+use std::{
+    fs,
+    io::{self, BufRead as _, Read as _, Write as _},
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitCode, Stdio},
+};
+
+use anyhow::{Context as _, bail};
+use clap::{Args, Subcommand};
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, setns, unshare},
+};
+
+use crate::source::proc;
+
+/// A step of a drill.
+#[derive(Debug, Subcommand)]
+pub enum Step {
+    /// Make a cgroup and namespaces, and start the container's first process in them
+    Make(Make),
+    /// Enter the namespaces of a process, and execute nothing there
+    Enter { pid: u32 },
+    /// Do nothing until standard input ends
+    Wait,
+    /// Do nothing
+    Nothing,
+}
+
+#[derive(Args, Debug)]
+pub struct Make {
+    /// The bundle, which is where the agent learns of the container
+    #[arg(long)]
+    bundle: PathBuf,
+    /// The container's cgroup below the root of the v2 hierarchy
+    #[arg(long)]
+    cgroup: PathBuf,
+    id: String,
+}
+
+/// Performs a step.
+///
+/// # Errors
+/// When the kernel refuses it.
+pub fn step(step: &Step) -> anyhow::Result<ExitCode> {
+    match step {
+        Step::Make(make) => container(make)?,
+        Step::Enter { pid } => enter(*pid)?,
+        Step::Wait => {
+            io::stdin().read_to_end(&mut Vec::new())?;
+        }
+        Step::Nothing => {}
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// This program, for another step. Not by its path: a mount namespace may lead that elsewhere.
+fn this(step: &str) -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("detector").args(["drill-step", step]);
+    command
+}
+
+fn container(make: &Make) -> anyhow::Result<()> {
+    anyhow::ensure!(make.bundle.ends_with(&make.id), "the bundle's directory is not called like the container");
+    fs::create_dir_all(&make.cgroup).with_context(|| format!("making the cgroup {}", make.cgroup.display()))?;
+    fs::write(make.cgroup.join("cgroup.procs"), std::process::id().to_string()).context("joining the cgroup")?;
+    unshare(
+        CloneFlags::CLONE_NEWNS
+            | CloneFlags::CLONE_NEWPID
+            | CloneFlags::CLONE_NEWNET
+            | CloneFlags::CLONE_NEWUTS
+            | CloneFlags::CLONE_NEWIPC,
+    )
+    .context("making namespaces")?;
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+        .context("keeping mounts apart")?;
+    // The first process in the new pid namespace; it ends when its standard input does.
+    let mut first = this("wait").stdin(Stdio::inherit()).spawn().context("starting the first process")?;
+    println!("{}", first.id());
+    io::stdout().flush()?;
+    first.wait()?;
+    Ok(())
+}
+
+fn enter(pid: u32) -> anyhow::Result<()> {
+    for (name, kind) in [
+        ("net", CloneFlags::CLONE_NEWNET),
+        ("uts", CloneFlags::CLONE_NEWUTS),
+        ("ipc", CloneFlags::CLONE_NEWIPC),
+        ("pid", CloneFlags::CLONE_NEWPID),
+        ("mnt", CloneFlags::CLONE_NEWNS),
+    ] {
+        let namespace = fs::File::open(format!("/proc/{pid}/ns/{name}"))?;
+        setns(namespace, kind).with_context(|| format!("entering the {name} namespace of {pid}"))?;
+    }
+    let mut inside = this("nothing").spawn().context("executing in the container")?;
+    println!("{}", inside.id());
+    anyhow::ensure!(inside.wait()?.success(), "what was executed in the container failed");
+    Ok(())
+}
+
+/// A running container. Taken down when dropped.
+pub struct Container {
+    pub id: String,
+    /// Its first process.
+    pub pid: u32,
+    maker: Child,
+    cgroup: PathBuf,
+    bundle: PathBuf,
+}
+
+impl Container {
+    /// Makes a container that its bundle describes by these annotations.
+    ///
+    /// # Errors
+    /// When there is no v2 hierarchy, or the kernel refuses a part of it.
+    pub fn start(annotations: &serde_json::Value) -> anyhow::Result<Self> {
+        let root = proc::cgroup2_root().context(
+            "no cgroup v2 hierarchy is mounted: containers cannot be told apart here. Mount it: mount -t cgroup2 none DIR",
+        )?;
+        let digest = <sha2::Sha256 as sha2::Digest>::digest(format!("{} {}", std::process::id(), proc::now().0));
+        let id: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        let below = format!("detector-drill-{}", std::process::id());
+        let cgroup = root.join(&below).join(&id);
+        let bundle = std::env::temp_dir().join(&below).join(&id);
+        fs::create_dir_all(&bundle).with_context(|| format!("making {}", bundle.display()))?;
+        let config = serde_json::json!({
+            "ociVersion": "1.0.2",
+            "annotations": annotations,
+            "linux": {
+                "cgroupsPath": format!("/{below}/{id}"),
+                "namespaces": [{"type": "mount"}, {"type": "pid"}, {"type": "network"}, {"type": "uts"}, {"type": "ipc"}],
+            },
+        });
+        fs::write(bundle.join("config.json"), config.to_string())?;
+        let mut make = this("make");
+        make.arg("--bundle").arg(&bundle).arg("--cgroup").arg(&cgroup).arg(&id);
+        let mut maker = make.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("making a container")?;
+        let pid = line(&mut maker);
+        let mut made = Self { id, pid: 0, maker, cgroup, bundle };
+        // When it failed, it said why, and what it left is taken away with `made`.
+        made.pid = pid.context("the container did not start")?;
+        Ok(made)
+    }
+
+    /// Enters it, and executes this program there. Returns the pid of what was executed.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn enter(&self) -> anyhow::Result<u32> {
+        let mut inside = this("enter");
+        let mut inside = inside.arg(self.pid.to_string()).stdout(Stdio::piped()).spawn().context("entering")?;
+        let pid = line(&mut inside);
+        anyhow::ensure!(inside.wait()?.success(), "the container could not be entered");
+        pid
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        drop(self.maker.stdin.take());
+        let _ = self.maker.wait();
+        for dir in [&self.cgroup, &self.bundle] {
+            let _ = fs::remove_file(dir.join("config.json"));
+            remove(dir);
+            dir.parent().map(remove);
+        }
+    }
+}
+
+/// Removes an empty directory. A cgroup is empty only once its last process was reaped.
+fn remove(dir: &Path) {
+    for _ in 0..50 {
+        match fs::remove_dir(dir) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            _ => return,
+        }
+    }
+    eprintln!("{} is still in use: remove it by hand", dir.display());
+}
+
+/// The number on the first line of a child's output.
+fn line(child: &mut Child) -> anyhow::Result<u32> {
+    let Some(stdout) = child.stdout.as_mut() else { bail!("no output") };
+    let mut line = String::new();
+    io::BufReader::new(stdout).read_line(&mut line)?;
+    line.trim().parse().context("no pid was printed")
+}

@@ -1,0 +1,69 @@
+//! `detector drill`: a technique, performed harmlessly, and whether the alert came.
+
+mod agent;
+pub mod container;
+mod container_exec;
+mod static_pod;
+
+use std::{process::ExitCode, time::Duration};
+
+use clap::ValueEnum;
+
+use crate::{cli::Source, escape::escape};
+use agent::Seen;
+
+/// How long the agent may take to start, and an alert to come.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What can be drilled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Technique {
+    /// Plant a manifest that kubelet rejects, and take it away again
+    StaticPod,
+    /// Make a container of namespaces and a cgroup that does nothing, and enter it
+    ContainerExec,
+}
+
+/// Performs the technique beside an agent of its own, and says what came of it on standard output.
+///
+/// # Errors
+/// When there is nowhere to perform it, or the agent does not start.
+pub fn drill(technique: Technique, source: &Source) -> anyhow::Result<ExitCode> {
+    match technique {
+        Technique::StaticPod => static_pod::drill(source),
+        Technique::ContainerExec => container_exec::drill(source),
+    }
+}
+
+/// Says whether every alert came, and with what status to end.
+fn verdict(fine: bool) -> ExitCode {
+    if fine {
+        println!("drill: PASSED");
+        ExitCode::SUCCESS
+    } else {
+        println!(
+            "drill: FAILED: an alert did not come, or did not name the process that did it; see `detector doctor`"
+        );
+        ExitCode::FAILURE
+    }
+}
+
+/// Says when an alert came, and whether it names the process `pid`, which did it.
+fn say(act: &str, seen: Option<Seen>, pid: u32) -> bool {
+    match seen {
+        Some(seen) => {
+            println!(
+                "drill: {act} seen after {:.1} ms: {} [{}], attributed to {}",
+                seen.after.as_secs_f64() * 1e3,
+                escape(&seen.title),
+                seen.severity,
+                if seen.pid == Some(pid) { "the process that did it" } else { "nobody or somebody else" },
+            );
+            seen.pid == Some(pid)
+        }
+        None => {
+            println!("drill: no alert for the {act} within {} s", PATIENCE.as_secs());
+            false
+        }
+    }
+}
