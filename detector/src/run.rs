@@ -13,10 +13,11 @@ use tokio::{
 };
 
 use crate::{
+    context::container::FirstExecs,
     pipeline::Pipeline,
     record::{Body, DirState, Record, Watched},
     sink::Stdout,
-    source::live::{self, Live},
+    source::live::{self, Identity, Live},
 };
 
 /// What happened while the agent ran: the last line on standard error, as JSON behind `stats: `.
@@ -28,6 +29,10 @@ pub struct Stats {
     pub lost: BTreeMap<String, u64>,
     /// Kernel records that could not be decoded.
     pub undecodable: u64,
+    /// Containers by what was known of them when their first program ran.
+    pub first_execs: FirstExecs,
+    /// What it cost to look containers up.
+    pub identity: Identity,
     /// From the start of the process until every hook was attached and the first look taken, in ms.
     pub attach_ms: f64,
 }
@@ -74,6 +79,8 @@ pub fn run(options: &live::Options, mut sink: Stdout, started: Instant) -> anyho
         live.last(&mut records)?;
         pass_on(&mut records, &mut pipeline, &mut sink, &mut stats)?;
         stats.undecodable = pipeline.stats().undecodable;
+        stats.first_execs = pipeline.context().first_execs;
+        stats.identity = live.identity();
         writeln!(io::stderr(), "stats: {}", serde_json::to_string(&stats)?)?;
         Ok(())
     })

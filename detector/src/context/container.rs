@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use serde::Serialize;
+
 use crate::{
     alert,
     context::cgroup::Cgroups,
@@ -124,6 +126,15 @@ impl Container {
     }
 }
 
+/// How well containers were known when their first program ran.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct FirstExecs {
+    pub with_pod: u64,
+    /// Described by a bundle or the runtime, and of no pod.
+    pub plain: u64,
+    pub unknown: u64,
+}
+
 /// All containers.
 #[derive(Debug, Default)]
 pub struct Containers {
@@ -218,11 +229,20 @@ impl Containers {
     ///
     /// What the runtime executes there before, on its way in, still has the host's mount namespace. A container with a pid
     /// namespace of its own begins with pid 1 in it.
-    pub fn runs(&mut self, id: &str, process: ProcessKey, inner_pid: u32, has: &Namespaces, host: &Namespaces) {
-        let Some(container) = self.by_id.get_mut(id) else { return };
+    ///
+    /// Returns the container when this is its first program.
+    pub fn runs(
+        &mut self,
+        id: &str,
+        process: ProcessKey,
+        inner_pid: u32,
+        has: &Namespaces,
+        host: &Namespaces,
+    ) -> Option<&Container> {
+        let container = self.by_id.get_mut(id)?;
         let own_pids = has.pid != host.pid && container.info.joins_pid_of.is_none() && !container.info.host_pid;
         if container.init.is_some() || has.mnt == host.mnt || has.mnt == 0 || (own_pids && inner_pid != 1) {
-            return;
+            return None;
         }
         container.init = Some(process);
         container.namespaces = *has;
@@ -231,6 +251,7 @@ impl Containers {
                 self.owners.entry((kind, inode)).or_insert_with(|| id.to_owned());
             }
         }
+        self.by_id.get(id)
     }
 
     /// The container whose namespace this is.

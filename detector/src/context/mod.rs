@@ -8,7 +8,7 @@ use crate::{
     alert::{Ancestor, Origin, Process},
     context::{
         cgroup::Cgroups,
-        container::{Container, Containers, Namespaces},
+        container::{Container, Containers, FirstExecs, Namespaces},
         process::Processes,
     },
     decode::Event,
@@ -22,6 +22,7 @@ pub struct Context {
     pub processes: Processes,
     pub cgroups: Cgroups,
     pub containers: Containers,
+    pub first_execs: FirstExecs,
 }
 
 impl Context {
@@ -65,7 +66,14 @@ impl Context {
         let Some(id) = self.containers.of_cgroup(cgroup, &self.cgroups).map(|found| found.info.id.clone()) else {
             return;
         };
-        self.containers.runs(&id, process, inner_pid, has, &Namespaces::of_host(&self.start));
+        let host = Namespaces::of_host(&self.start);
+        let Some(container) = self.containers.runs(&id, process, inner_pid, has, &host) else { return };
+        let count = match container {
+            container if container.info.pod.is_some() => &mut self.first_execs.with_pod,
+            container if container.is_known() => &mut self.first_execs.plain,
+            _ => &mut self.first_execs.unknown,
+        };
+        *count += 1;
     }
 
     /// The container that a process is in by its cgroup.

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     io::Read as _,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use detector_common::{hook, kind, syscall, watch};
@@ -45,6 +45,26 @@ pub struct Trust {
     pub sha256: Option<String>,
 }
 
+/// Look-ups of containers for new cgroups, and the time that they took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
+pub struct Identity {
+    /// Cgroups that turned out to be containers'.
+    pub containers: u64,
+    pub mean_us: f64,
+    pub max_us: f64,
+    #[serde(skip)]
+    total: Duration,
+}
+
+impl Identity {
+    fn took(&mut self, time: Duration) {
+        self.containers += 1;
+        self.total += time;
+        self.mean_us = self.total.as_secs_f64() * 1e6 / self.containers as f64;
+        self.max_us = self.max_us.max(time.as_secs_f64() * 1e6);
+    }
+}
+
 /// Why the live source cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum LiveError {
@@ -61,6 +81,7 @@ pub struct Live {
     kernel: Kernel,
     view: View,
     bundles: Bundles,
+    identity: Identity,
     seq: u64,
     raws: Vec<Raw>,
     warnings: Vec<String>,
@@ -89,6 +110,7 @@ impl Live {
         let mut live = Self {
             view: View::new(options.discovery.clone()),
             bundles: Bundles::default(),
+            identity: Identity::default(),
             seq: 0,
             raws: Vec::new(),
             warnings: Vec::new(),
@@ -123,6 +145,12 @@ impl Live {
     #[must_use]
     pub fn kernel(&self) -> &Kernel {
         &self.kernel
+    }
+
+    /// What looking containers up has cost.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        self.identity
     }
 
     /// How long nothing needs to be done unless a descriptor of the kernel source becomes readable.
@@ -226,7 +254,12 @@ impl Live {
         }
         let event = decode::event(&raw.bytes).ok()?;
         if let Event::Cgroup { event, path } = &event {
-            return self.bundles.container(event.id, path, Some(event.header.tgid));
+            let started = Instant::now();
+            let container = self.bundles.container(event.id, path, Some(event.header.tgid));
+            if container.is_some() {
+                self.identity.took(started.elapsed());
+            }
+            return container;
         }
         if let Event::Exec(exec) = &event {
             self.bundles.learn(&exec.argv);
