@@ -8,8 +8,8 @@ use detector_common::syscall::{
 /// A system call: its name, its number for 64-bit and for 32-bit callers, its class.
 struct Syscall(&'static str, Option<u16>, Option<u16>, u8);
 
-/// From the kernel's `arch/x86/entry/syscalls/syscall_64.tbl` and `syscall_32.tbl`.
-#[cfg(target_arch = "x86_64")]
+/// From the kernel's `arch/x86/entry/syscalls/syscall_64.tbl` and `syscall_32.tbl`. The program that looks calls up here is
+/// attached on x86-64 alone; what it recorded is named on any machine.
 const SYSCALLS: &[Syscall] = &[
     Syscall("open", Some(2), Some(5), OPEN),
     Syscall("openat", Some(257), Some(295), OPENAT),

@@ -101,10 +101,33 @@ fn core_source() -> anyhow::Result<()> {
     })
 }
 
+/// The standard library for a target that programs are cross-built for.
+///
+/// # Errors
+/// When it is not there and rustup cannot get it.
+pub fn standard_library(target: &str) -> anyhow::Result<()> {
+    let sysroot = output(Command::new("rustc").args(["--print", "sysroot"]).current_dir(root()))?;
+    let library = Path::new(sysroot.trim()).join("lib/rustlib").join(target).join("lib");
+    if library.exists() {
+        return Ok(());
+    }
+    say(&format!("installing the standard library for {target}"));
+    let missing = || {
+        format!(
+            "no {}: the programs of that machine cannot be built, and nothing stands in for them \
+             (with a network, type: rustup target add {target})",
+            library.display()
+        )
+    };
+    check(Command::new("rustup").args(["target", "add", target]).current_dir(root())).with_context(missing)?;
+    anyhow::ensure!(library.exists(), missing());
+    Ok(())
+}
+
 /// Takes `library/` out of Debian's rust-src of exactly this version.
 fn debian_rust_src(version: &str, library: &Path) -> anyhow::Result<()> {
     let suites = ["trixie", "trixie-backports", "sid"];
-    let apt = Apt::new(&suites.map(|suite| ("http://deb.debian.org/debian", suite)))?;
+    let apt = Apt::new(&suites.map(|suite| ("http://deb.debian.org/debian", suite)), None)?;
     let package = matching_version(&apt.versions("rust-src")?, version)
         .with_context(|| format!("Debian has no rust-src {version} (in {})", suites.join(", ")))?;
     let from = apt.unpack(&format!("rust-src={package}"))?.join(format!("usr/src/rustc-{version}/library"));
@@ -116,6 +139,8 @@ fn debian_rust_src(version: &str, library: &Path) -> anyhow::Result<()> {
 /// Debian's package index in a directory of its own: the system's lists and packages are not touched.
 pub struct Apt {
     dir: PathBuf,
+    /// Debian's name of the packages' architecture; `None` for the system's own.
+    architecture: Option<&'static str>,
 }
 
 impl Apt {
@@ -123,7 +148,7 @@ impl Apt {
     ///
     /// # Errors
     /// When it cannot be fetched.
-    pub fn new(sources: &[(&str, &str)]) -> anyhow::Result<Self> {
+    pub fn new(sources: &[(&str, &str)], architecture: Option<&'static str>) -> anyhow::Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("detector-apt-{}-{number}", std::process::id()));
@@ -137,7 +162,7 @@ impl Apt {
             })
             .collect();
         fs::write(dir.join("sources.list"), lines)?;
-        let apt = Self { dir };
+        let apt = Self { dir, architecture };
         check(apt.command("apt-get").args(["-qq", "update"]))?;
         Ok(apt)
     }
@@ -149,6 +174,10 @@ impl Apt {
             [("Dir::Etc::sourcelist", "sources.list"), ("Dir::State::Lists", "lists"), ("Dir::Cache", "cache")]
         {
             apt.arg(format!("-o{option}={}", self.dir.join(path).display()));
+        }
+        if let Some(architecture) = self.architecture {
+            apt.arg(format!("-oAPT::Architecture={architecture}"));
+            apt.arg(format!("-oAPT::Architectures={architecture}"));
         }
         apt
     }

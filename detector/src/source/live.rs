@@ -85,6 +85,8 @@ pub struct Live {
     seq: u64,
     raws: Vec<Raw>,
     warnings: Vec<String>,
+    /// The user knows that writes through old descriptors are not attributed.
+    told_of_writers: bool,
     /// Executables that are trusted: nobody else may write to them.
     protected: BTreeMap<InodeKey, u32>,
     next_drain: BootNs,
@@ -114,6 +116,7 @@ impl Live {
             seq: 0,
             raws: Vec::new(),
             warnings: Vec::new(),
+            told_of_writers: false,
             protected,
             next_drain: BootNs(now.0 + DRAIN_NS),
             next_tick: BootNs(now.0 + TICK_NS),
@@ -226,7 +229,14 @@ impl Live {
             }
             self.kernel.watch(&set, self.view.depth())?;
             if !self.kernel.is_precise() {
-                self.kernel.track_writes(proc::has_writer(self.view.watch_set()))?;
+                let tracked = self.kernel.track_writes(proc::has_writer(self.view.watch_set()));
+                if let Err(error) = tracked
+                    && !std::mem::replace(&mut self.told_of_writers, true)
+                {
+                    self.warnings.push(format!(
+                        "a descriptor older than the watch is open for writing, and who writes through it is not seen: {error}"
+                    ));
+                }
             }
         }
         for body in &batch.bodies {

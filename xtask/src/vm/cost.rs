@@ -21,11 +21,11 @@ struct Cost {
 }
 
 /// Boots with a clock of one nanosecond an instruction and prints the table.
-pub fn measure(kernel: &Kernel, initrd: &Path, place: &Path, json: Option<&Path>) -> anyhow::Result<()> {
+pub fn measure(kernel: &Kernel, place: &Path, json: Option<&Path>) -> anyhow::Result<()> {
     eprintln!("==> instructions on kernel {}", kernel.version);
     let mut least: BTreeMap<(String, String, String), f64> = BTreeMap::new();
     let counting = ["-icount", "shift=0,sleep=off", "-smp", "1"];
-    let verdict = lines(kernel, initrd, place, "detector.bench", &counting, |line| {
+    let verdict = lines(kernel, place, "detector.bench", &counting, |line| {
         let words: Vec<_> = line.split(' ').collect();
         let ["cost", backend, state, call, count, ns] = words.as_slice() else {
             eprintln!("    {line}");

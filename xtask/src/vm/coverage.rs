@@ -81,6 +81,7 @@ fn table(page: &mut String, outcome: &Outcome) {
 
 fn rank(result: &str) -> u32 {
     match result {
+        "no such call" => 0,
         "detected" | "refused" => 0,
         "silent" => 1,
         "unattributed" => 2,

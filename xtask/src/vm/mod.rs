@@ -20,14 +20,18 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{cargo, check, root, setup};
-use kernels::Kernel;
+use kernels::{Arch, Kernel, Wanted};
 
 /// Every series that the agent is proven on.
 const ALL: [&str; 5] = ["5.10", "6.1", "6.12", "6.18", "7.3"];
+/// Of which on arm64. Before 6.4 it has no trampolines for fentry and LSM programs.
+const ALL_ARM64: [&str; 1] = ["6.12"];
 /// The oldest, a middle one and the newest: what `cargo xtask test` runs.
 const SOME: [&str; 3] = ["5.10", "6.12", "7.3"];
 /// Most instructions that the verifier may go through for one program.
 const VERIFIED_MAX: u32 = 4_000;
+/// The file system of the machines' disk, ext4.
+const DISK: &str = "disk.ext4";
 /// A machine that says nothing for so long is stuck.
 const LIMIT: Duration = Duration::from_secs(600);
 
@@ -36,9 +40,12 @@ pub struct Options {
     /// Kernel series, such as 6.12; may be given several times [default: the oldest, a middle one and the newest]
     #[arg(long, value_name = "SERIES")]
     kernel: Vec<String>,
-    /// Every series: 5.10, 6.1, 6.12, 6.18, 7.3
-    #[arg(long, conflicts_with = "kernel")]
+    /// Every series: 5.10, 6.1, 6.12, 6.18, 7.3, and 6.12 for arm64
+    #[arg(long, conflicts_with_all = ["kernel", "arch"])]
     all: bool,
+    /// What kind of machine --kernel is for
+    #[arg(long, value_name = "ARCH", default_value = "amd64")]
+    arch: Arch,
     /// A shell in the machine instead of the suite; `exit` ends it
     #[arg(long)]
     shell: bool,
@@ -56,7 +63,7 @@ pub struct Options {
 impl Options {
     /// What `cargo xtask test` runs.
     pub fn some() -> Self {
-        Self { kernel: Vec::new(), all: false, shell: false, json: None, coverage: None, from: None }
+        Self { kernel: Vec::new(), all: false, arch: Arch::Amd64, shell: false, json: None, coverage: None, from: None }
     }
 }
 
@@ -89,6 +96,12 @@ struct CaseResult {
     ms: u64,
 }
 
+impl CaseResult {
+    fn is_well(&self) -> bool {
+        matches!(self.result.as_str(), "detected" | "silent" | "refused" | "told" | "no such call")
+    }
+}
+
 /// Runs what the command line asks for.
 ///
 /// # Errors
@@ -118,35 +131,47 @@ pub fn vm(options: &Options) -> anyhow::Result<()> {
 
 /// Boots every kernel that is asked for, one after the other.
 fn run_all(options: &Options) -> anyhow::Result<Vec<Outcome>> {
-    let wanted: Vec<&str> = match (options.all, options.kernel.as_slice()) {
-        (true, _) => ALL.to_vec(),
-        (false, []) if options.shell => vec![SOME[1]],
-        (false, []) => SOME.to_vec(),
-        (false, some) => some.iter().map(String::as_str).collect(),
+    let of = |series: &[&str], arch| -> Vec<Wanted> {
+        series.iter().map(|series| Wanted { series: (*series).to_owned(), arch }).collect()
     };
-    let (kernels, initrd, place) = prepare(&wanted)?;
+    let wanted = match (options.all, options.kernel.as_slice()) {
+        (true, _) => [of(&ALL, Arch::Amd64), of(&ALL_ARM64, Arch::Arm64)].concat(),
+        (false, []) if options.shell => of(&SOME[1..2], options.arch),
+        (false, []) if options.arch == Arch::Arm64 => of(&ALL_ARM64, options.arch),
+        (false, []) => of(&SOME, options.arch),
+        (false, some) => of(&some.iter().map(String::as_str).collect::<Vec<_>>(), options.arch),
+    };
+    let (kernels, place) = prepare(&wanted)?;
     let mut outcomes = Vec::new();
     if options.shell {
         let kernel = kernels.first().context("no kernel")?;
-        check(machine(kernel, &initrd, "detector.shell").args(["-smp", "2", "-serial", "mon:stdio"]))?;
+        check(machine(kernel, &place, "detector.shell").args(["-smp", "2", "-serial", "mon:stdio"]))?;
         return Ok(outcomes);
     }
     for kernel in &kernels {
         eprintln!("==> kernel {}", kernel.version);
-        let outcome = run(kernel, &initrd, &place)?;
+        let outcome = run(kernel, &place)?;
         summary(&outcome);
         outcomes.push(outcome);
     }
     Ok(outcomes)
 }
 
-/// What booting needs: kernels, the initial file system, and a place for logs.
-fn prepare(wanted: &[&str]) -> anyhow::Result<(Vec<Kernel>, PathBuf, PathBuf)> {
+/// What booting needs: kernels, and a place with the initial file system of each kind of machine, a disk, and room for logs.
+fn prepare(wanted: &[Wanted]) -> anyhow::Result<(Vec<Kernel>, PathBuf)> {
     let place = root().join("target/vm");
-    kernels::tools()?;
+    let mut arches: Vec<_> = wanted.iter().map(|wanted| wanted.arch).collect();
+    arches.sort();
+    arches.dedup();
+    kernels::tools(&arches)?;
     let kernels = kernels::fetch(wanted, &place.join("kernels"))?;
-    let initrd = initrd(&place)?;
-    Ok((kernels, initrd, place))
+    for arch in arches {
+        initrd(arch, &place)?;
+    }
+    let disk = place.join(DISK);
+    fs::File::create(&disk)?.set_len(512 << 20)?;
+    check(Command::new("mke2fs").args(["-q", "-F", "-t", "ext4"]).arg(&disk))?;
+    Ok((kernels, place))
 }
 
 /// Measures instructions on one kernel: `cargo xtask bench --vm`.
@@ -154,9 +179,9 @@ fn prepare(wanted: &[&str]) -> anyhow::Result<(Vec<Kernel>, PathBuf, PathBuf)> {
 /// # Errors
 /// When the machine cannot be set up or comes to no verdict.
 pub fn bench(series: &str, json: Option<&Path>) -> anyhow::Result<()> {
-    let (kernels, initrd, place) = prepare(&[series])?;
+    let (kernels, place) = prepare(&[Wanted { series: series.to_owned(), arch: Arch::Amd64 }])?;
     let kernel = kernels.first().context("no kernel")?;
-    cost::measure(kernel, &initrd, &place, json)
+    cost::measure(kernel, &place, json)
 }
 
 impl Outcome {
@@ -164,18 +189,15 @@ impl Outcome {
         self.error.is_none()
             && !self.cases.is_empty()
             && self.verified.iter().all(|program| program.count < VERIFIED_MAX)
-            && self
-                .cases
-                .iter()
-                .all(|case| matches!(case.result.as_str(), "detected" | "unattributed" | "silent" | "refused" | "told"))
+            && self.cases.iter().all(|case| case.is_well() || case.result == "unattributed")
     }
 }
 
-/// The statically linked agent and suite, as an initial file system.
-fn initrd(place: &Path) -> anyhow::Result<PathBuf> {
-    const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// The statically linked agent and suite, as an initial file system in `place`.
+fn initrd(arch: Arch, place: &Path) -> anyhow::Result<()> {
     setup::setup(&[])?;
-    eprintln!("==> building the static agent and the suite");
+    setup::standard_library(arch.target())?;
+    eprintln!("==> building the static agent and the suite for {}", arch.name());
     let target = root().join("target/static");
     check(
         cargo()
@@ -190,19 +212,21 @@ fn initrd(place: &Path) -> anyhow::Result<PathBuf> {
                 "--bins",
                 "--examples",
             ])
-            .args(["--target", TARGET, "--target-dir"])
+            .args(["--target", arch.target(), "--target-dir"])
             .arg(&target)
+            // Comes with rustc: another architecture needs no C compiler of its own.
+            .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER", "rust-lld")
             .env("RUSTFLAGS", "-C target-feature=+crt-static -C strip=symbols"),
     )?;
     let tree = place.join("root");
     if tree.exists() {
         fs::remove_dir_all(&tree)?;
     }
-    for dir in ["bin", "dev", "proc", "sys", "tmp", "usr", "var/empty", "suite/examples", "etc"] {
+    for dir in ["bin", "dev", "proc", "sys", "tmp", "disk", "usr", "var/empty", "suite/examples", "etc"] {
         fs::create_dir_all(tree.join(dir))?;
     }
-    fs::copy("/bin/busybox", tree.join("bin/busybox"))?;
-    let built = target.join(TARGET).join("release");
+    fs::copy(kernels::busybox(arch, &place.join("kernels"))?, tree.join("bin/busybox"))?;
+    let built = target.join(arch.target()).join("release");
     for program in ["detector", "xtask"] {
         fs::copy(built.join(program), tree.join("suite").join(program))?;
     }
@@ -210,14 +234,17 @@ fn initrd(place: &Path) -> anyhow::Result<PathBuf> {
         fs::copy(built.join("examples").join(program), tree.join("suite/examples").join(program))?;
     }
     write_executable(&tree.join("init"), include_str!("init.sh"))?;
-    let initrd = place.join("initrd");
     let mut pack = Command::new("sh")
         .args(["-c", "find . | cpio --quiet -o -H newc"])
         .current_dir(&tree)
-        .stdout(fs::File::create(&initrd)?)
+        .stdout(fs::File::create(place.join(initrd_name(arch)))?)
         .spawn()?;
     anyhow::ensure!(pack.wait()?.success(), "packing the initial file system failed");
-    Ok(initrd)
+    Ok(())
+}
+
+fn initrd_name(arch: Arch) -> String {
+    format!("initrd-{}", arch.name())
 }
 
 fn write_executable(path: &Path, text: &str) -> anyhow::Result<()> {
@@ -227,29 +254,32 @@ fn write_executable(path: &Path, text: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A machine that boots a kernel and ends when it powers off.
-fn machine(kernel: &Kernel, initrd: &Path, arguments: &str) -> Command {
-    let mut qemu = Command::new("qemu-system-x86_64");
-    qemu.args(["-accel", "tcg", "-machine", "q35", "-cpu", "max", "-m", "1024"]);
-    qemu.args(["-nodefaults", "-display", "none", "-no-reboot"]);
-    qemu.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(initrd);
-    qemu.arg("-append").arg(format!("console=ttyS0 quiet panic=-1 lsm=lockdown,yama,bpf {arguments}"));
+/// A machine that boots a kernel and ends when it powers off. Its disk is as new each time.
+fn machine(kernel: &Kernel, place: &Path, arguments: &str) -> Command {
+    let mut qemu = kernel.arch.machine();
+    qemu.args(["-accel", "tcg", "-m", "1024", "-nodefaults", "-display", "none", "-no-reboot"]);
+    // The cloud kernels have the driver of NVMe built in; that of virtio disks is a module.
+    let disk = format!("if=none,id=disk,format=raw,snapshot=on,file={}", place.join(DISK).display());
+    qemu.args(["-drive", &disk, "-device", "nvme,drive=disk,serial=1"]);
+    qemu.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(place.join(initrd_name(kernel.arch)));
+    let (log, results) = kernel.arch.serial_lines();
+    let wanted = format!("detector.results=/dev/{results} {arguments}");
+    qemu.arg("-append").arg(format!("console={log} quiet panic=-1 lsm=lockdown,yama,bpf {wanted}"));
     qemu
 }
 
 /// Boots a machine, and passes on what it says line by line. Yields what its verdict is; `None` when it came to none.
 fn lines(
     kernel: &Kernel,
-    initrd: &Path,
     place: &Path,
     arguments: &str,
     options: &[&str],
     mut each: impl FnMut(&str) -> anyhow::Result<()>,
 ) -> anyhow::Result<Option<u32>> {
     let log = place.join(format!("{}.log", kernel.series));
-    let mut qemu = machine(kernel, initrd, arguments);
-    qemu.args(options).arg("-serial").arg(format!("file:{}", log.display())).args(["-serial", "stdio"]);
-    let mut child = qemu.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("starting qemu-system-x86_64")?;
+    let mut qemu = machine(kernel, place, arguments);
+    qemu.args(options).arg("-serial").arg(format!("file:{}", log.display())).args(kernel.arch.results());
+    let mut child = qemu.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("starting QEMU")?;
     let out = child.stdout.take().context("no output")?;
     let deadline = watchdog(child);
     let mut verdict = None;
@@ -269,7 +299,7 @@ fn lines(
 }
 
 /// Boots, runs the suite, and reads what it says.
-fn run(kernel: &Kernel, initrd: &Path, place: &Path) -> anyhow::Result<Outcome> {
+fn run(kernel: &Kernel, place: &Path) -> anyhow::Result<Outcome> {
     let started = Instant::now();
     let mut outcome = Outcome {
         series: kernel.series.clone(),
@@ -280,7 +310,7 @@ fn run(kernel: &Kernel, initrd: &Path, place: &Path) -> anyhow::Result<Outcome> 
         verified: Vec::new(),
     };
     let mut backend = String::new();
-    let verdict = lines(kernel, initrd, place, "detector.suite", &["-smp", "2"], |line| {
+    let verdict = lines(kernel, place, "detector.suite", &["-smp", "2"], |line| {
         if let Some(name) = line.strip_prefix("backend ") {
             name.clone_into(&mut backend);
         } else if let Some(verified) = line.strip_prefix("verified ") {
@@ -350,9 +380,7 @@ fn summary(outcome: &Outcome) {
     for ((backend, result), count) in counts(outcome) {
         eprintln!("    {backend}: {count} {result}");
     }
-    for case in
-        outcome.cases.iter().filter(|case| !matches!(case.result.as_str(), "detected" | "silent" | "refused" | "told"))
-    {
+    for case in outcome.cases.iter().filter(|case| !case.is_well()) {
         eprintln!("    {} case {} {}: {}", case.backend, case.case, case.name, case.result);
     }
     if let Some(most) = outcome.verified.iter().max_by_key(|program| program.count) {
@@ -379,13 +407,13 @@ fn print(outcomes: &[Outcome]) {
     }
     print!("\n{:<24}", "case");
     for (series, backend) in &columns {
-        print!(" {:<16}", format!("{series} {backend}"));
+        print!(" {:<18}", format!("{series} {backend}"));
     }
     println!();
     for ((number, name), results) in rows {
         print!("{:<24}", if number == 0 { name.to_owned() } else { format!("{number:>2} {name}") });
         for column in &columns {
-            print!(" {:<16}", results.get(column).unwrap_or(&"-"));
+            print!(" {:<18}", results.get(column).unwrap_or(&"-"));
         }
         println!();
     }

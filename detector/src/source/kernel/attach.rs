@@ -4,12 +4,12 @@ use aya::{
     Btf, Ebpf,
     programs::{Program, ProgramError},
 };
-use detector_common::KernelOffsets;
+use detector_common::{KernelOffsets, hook};
 
 use super::{
     btf::Types,
     chain,
-    hooks::{Attach, Backend, HOOKS, Hook, Role},
+    hooks::{Attach, Backend, HOOKS, Hook, NO_SYSCALLS, Role},
 };
 use crate::record::HookState;
 
@@ -78,6 +78,9 @@ impl Attacher<'_> {
         };
         if self.without.iter().any(|name| name == hook.name) {
             return state(None, Some("left out by --without-hook".to_owned()));
+        }
+        if let (hook::SYS_EXIT, Some(reason)) = (hook.number, NO_SYSCALLS) {
+            return state(None, Some(reason.to_owned()));
         }
         let missing: Vec<_> = hook
             .needs

@@ -41,6 +41,15 @@ pub enum Role {
     Syscall,
 }
 
+/// Why the ends of system calls cannot be looked at on this architecture.
+pub const NO_SYSCALLS: Option<&str> = if cfg!(target_arch = "x86_64") {
+    None
+} else {
+    Some(
+        "it reads system calls' numbers and arguments from x86-64's registers: this architecture needs the security hooks",
+    )
+};
+
 /// A program in the object file and where it attaches.
 #[derive(Debug)]
 pub struct Attach {

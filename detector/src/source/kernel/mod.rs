@@ -48,6 +48,8 @@ pub enum KernelError {
         "--deny needs the lsm backend, which is not attached for {0}: boot with lsm=...,bpf; `detector doctor` says more"
     )]
     NoLsm(String),
+    #[error("sys_exit: {0}")]
+    NoSyscalls(&'static str),
     #[error("the object file has no {0}: the agent and its kernel programs do not belong together")]
     Missing(&'static str),
 }
@@ -272,6 +274,9 @@ impl Kernel {
     /// When the settings map cannot be written, or the hook that sees writes cannot be attached.
     pub fn track_writes(&mut self, on: bool) -> Result<(), KernelError> {
         if !self.syscalls {
+            if let (true, Some(reason)) = (on, hooks::NO_SYSCALLS) {
+                return Err(KernelError::NoSyscalls(reason));
+            }
             match (on, self.writes.take()) {
                 (true, None) => {
                     set_setting(&mut self.settings, setting::WRITES_ONLY, 1)?;
