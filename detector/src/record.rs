@@ -265,12 +265,17 @@ pub struct ManifestFile {
 /// Most bytes of a manifest that a record keeps. kubelet itself reads up to 10 MiB (`maxConfigLength`).
 pub const MANIFEST_KEEP: usize = 256 * 1024;
 
-/// Records that a hook could not deliver since the last such record.
+/// Events that a hook could not deliver since the last such record.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Loss {
     pub hook: String,
-    pub cpu: u32,
+    /// `None` when the kernel counts for all of them together.
+    pub cpu: Option<u32>,
     pub lost: u64,
+    /// The kernel did not run the program, because it was in the middle of another run on that CPU, rather than that the
+    /// ring was full. Whether such an event would have been of interest is not known.
+    #[serde(default)]
+    pub skipped: bool,
     /// What was lost could have raised an alert.
     pub alerting: bool,
 }

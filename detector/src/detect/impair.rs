@@ -16,8 +16,8 @@ const EVERY_NS: u64 = 10_000_000_000;
 /// Adds losses up and tells of them.
 #[derive(Debug, Default)]
 pub struct Impair {
-    /// By hook, and whether its events can raise an alert.
-    lost: BTreeMap<(bool, String), u64>,
+    /// By hook, whether its events can raise an alert, and whether they were skipped.
+    lost: BTreeMap<(bool, bool, String), u64>,
     told: BTreeMap<bool, BootNs>,
     evidence: Vec<Evidence>,
 }
@@ -25,14 +25,17 @@ pub struct Impair {
 impl Detector for Impair {
     fn observe(&mut self, record: &Record, _event: Option<&Event>, _context: &Context) -> Vec<Finding> {
         if let Body::Loss(loss) = &record.body {
-            let lost = self.lost.entry((loss.alerting, loss.hook.clone())).or_default();
+            let lost = self.lost.entry((loss.alerting, loss.skipped, loss.hook.clone())).or_default();
             *lost = lost.saturating_add(loss.lost);
             if self.evidence.len() < 16 {
                 self.evidence.push(Evidence {
                     kind: "loss",
                     hook: None,
                     sequence: record.seq,
-                    detail: format!("{} events of hook {} on CPU {}", loss.lost, loss.hook, loss.cpu),
+                    detail: match loss.cpu {
+                        Some(cpu) => format!("{} events of hook {} on CPU {cpu}", loss.lost, loss.hook),
+                        None => format!("{} runs of hook {}", loss.lost, loss.hook),
+                    },
                 });
             }
         } else if !matches!(record.body, Body::Tick) {
@@ -47,31 +50,44 @@ impl Impair {
         if self.told.get(&alerting).is_some_and(|told| now.0.saturating_sub(told.0) < EVERY_NS) {
             return None;
         }
-        let hooks: Vec<_> = self
-            .lost
-            .iter()
-            .filter(|((one, _), _)| *one == alerting)
-            .map(|((_, hook), lost)| (hook.clone(), *lost))
-            .collect();
-        let total: u64 = hooks.iter().map(|(_, lost)| lost).sum();
-        if total == 0 {
+        let of = |skipped: bool| -> (u64, String) {
+            let hooks = self.lost.iter().filter(|((one, other, _), _)| (*one, *other) == (alerting, skipped));
+            let names: Vec<_> = hooks.clone().map(|((.., hook), lost)| format!("{hook} ({lost})")).collect();
+            (hooks.map(|(_, lost)| lost).sum(), names.join(", "))
+        };
+        let ((full, full_at), (skipped, skipped_at)) = (of(false), of(true));
+        if full == 0 && skipped == 0 {
             return None;
         }
-        self.lost.retain(|(one, _), _| *one != alerting);
+        self.lost.retain(|(one, ..), _| *one != alerting);
         self.told.insert(alerting, now);
-        let names: Vec<_> = hooks.iter().map(|(hook, lost)| format!("{hook} ({lost})")).collect();
+        let mut reasons = Vec::new();
+        if full > 0 {
+            reasons.push(format!("ring buffer full at {full_at}"));
+        }
+        if skipped > 0 {
+            reasons.push(format!(
+                "skipped by the kernel, because the program was in the middle of another run on the same CPU, at {skipped_at}"
+            ));
+        }
         let consequence = if alerting {
             "an act may have gone unseen; changes of manifests are still found by re-reading them"
         } else {
             "lineage may have gaps; acts and effects are not affected"
         };
+        reasons.push(consequence.to_owned());
         Some(Finding {
             technique: &DETECTOR_TAMPERING,
-            severity: if alerting { Severity::High } else { Severity::Low },
+            // Most runs look at what is not watched: a skipped one is rarely an act.
+            severity: match (alerting, full > 0) {
+                (true, true) => Severity::High,
+                (true, false) => Severity::Medium,
+                (false, _) => Severity::Low,
+            },
             time: now,
-            title: format!("{total} events were lost in the kernel"),
+            title: format!("{} events were lost in the kernel", full.saturating_add(skipped)),
             blocked: false,
-            reasons: vec![format!("ring buffer full at {}", names.join(", ")), consequence.to_owned()],
+            reasons,
             actor: None,
             container: None,
             file: None,
@@ -90,7 +106,35 @@ mod tests {
     };
 
     fn loss(hook: &str, lost: u64, alerting: bool) -> Body {
-        Body::Loss(Loss { hook: hook.to_owned(), cpu: 1, lost, alerting })
+        Body::Loss(Loss { hook: hook.to_owned(), cpu: Some(1), lost, skipped: false, alerting })
+    }
+
+    fn skipped(hook: &str, lost: u64) -> Body {
+        Body::Loss(Loss { hook: hook.to_owned(), cpu: None, lost, skipped: true, alerting: true })
+    }
+
+    #[test]
+    fn skipped_runs_are_told_as_such_and_weigh_less_than_lost_events() {
+        let mut stream = Stream::new();
+        stream.push(skipped("file-open", 3));
+        stream.wait(11 * SECOND);
+        stream.push(skipped("file-open", 2));
+        stream.push(Body::Tick);
+        stream.wait(11 * SECOND);
+        stream.push(loss("mount", 1, true));
+        let alerts = stream.alerts();
+        let told: Vec<_> = alerts.iter().map(|alert| (alert.title.as_str(), alert.severity)).collect();
+        assert_eq!(
+            told,
+            [
+                ("3 events were lost in the kernel", Severity::Medium),
+                ("2 events were lost in the kernel", Severity::Medium),
+                ("1 events were lost in the kernel", Severity::High),
+            ]
+        );
+        assert!(alerts[0].reasons[0].starts_with("skipped by the kernel"), "{:?}", alerts[0].reasons);
+        assert!(alerts[0].reasons[0].ends_with("file-open (3)"), "{:?}", alerts[0].reasons);
+        assert_eq!(alerts[2].reasons[0], "ring buffer full at mount (1)");
     }
 
     #[test]

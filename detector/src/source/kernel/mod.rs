@@ -5,6 +5,7 @@
 mod attach;
 pub mod btf;
 pub mod hooks;
+mod skipped;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -94,6 +95,8 @@ pub struct Kernel {
     settings: Array<MapData, u32>,
     lost: PerCpuArray<MapData, u64>,
     lost_before: BTreeMap<(u16, usize), u64>,
+    /// By program.
+    skipped_before: BTreeMap<&'static str, u64>,
     in_kernel: BTreeMap<InodeKey, u32>,
 }
 
@@ -175,6 +178,7 @@ impl Kernel {
             lost: take(&mut ebpf, "LOST")?.try_into().map_err(|source| map_error("LOST", source))?,
             settings,
             lost_before: BTreeMap::new(),
+            skipped_before: BTreeMap::new(),
             in_kernel: BTreeMap::new(),
             ebpf,
         })
@@ -306,14 +310,39 @@ impl Kernel {
                 if *now > before {
                     losses.push(Loss {
                         hook: hook.name.to_owned(),
-                        cpu: u32::try_from(cpu).unwrap_or(u32::MAX),
+                        cpu: u32::try_from(cpu).ok(),
                         lost: now - before,
+                        skipped: false,
                         alerting: hook.alerting,
                     });
                 }
             }
         }
+        losses.extend(self.skipped());
         Ok(losses)
+    }
+
+    /// Runs of attached programs that the kernel skipped since the last call.
+    fn skipped(&mut self) -> Vec<Loss> {
+        let mut losses = Vec::new();
+        for hook in HOOKS {
+            for attach in hook.attach {
+                let Some(now) = self.ebpf.program(attach.program).and_then(skipped::count) else { continue };
+                let before = self.skipped_before.insert(attach.program, now).unwrap_or(0);
+                // Less than before: it was unloaded in between, and counts anew.
+                let lost = if now < before { now } else { now - before };
+                if lost > 0 {
+                    losses.push(Loss {
+                        hook: hook.name.to_owned(),
+                        cpu: None,
+                        lost,
+                        skipped: true,
+                        alerting: hook.alerting,
+                    });
+                }
+            }
+        }
+        losses
     }
 }
 
