@@ -142,6 +142,7 @@ fn main() -> Done {
         }
         "flood" => flood(&dir, name.parse()?)?,
         "storm" => storm(&dir)?,
+        "forks" => forks(name.parse()?)?,
         other => return Err(format!("no act is called {other}").into()),
     }
     Ok(())
@@ -176,6 +177,19 @@ fn storm(dir: &Path) -> Done {
         count += 1;
     }
     println!("{count}");
+    Ok(())
+}
+
+/// So many processes that end at once, one after the other.
+fn forks(count: u64) -> Done {
+    for _ in 0..count {
+        // SAFETY: this process has one thread, and the child does nothing but end.
+        match unsafe { nix::unistd::fork() }? {
+            // SAFETY: always allowed.
+            nix::unistd::ForkResult::Child => unsafe { libc::_exit(0) },
+            nix::unistd::ForkResult::Parent { child } => drop(nix::sys::wait::waitpid(child, None)?),
+        }
+    }
     Ok(())
 }
 

@@ -397,6 +397,31 @@ fn case_24_under_a_flood_of_file_events() {
 }
 
 #[test]
+fn context_that_is_lost_while_the_agent_stands_still_is_told_and_alerts_still_come() {
+    let agent = Agent::start();
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(agent.child.id()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    // A fork and its exit take 200 bytes of a ring of 8 MiB: more than it holds.
+    act("forks", &agent.dir, "50000", "");
+    let during = act("create", &agent.dir, "during.yaml", POD);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).unwrap();
+    let told = agent.rest();
+    let (losses, others): (Vec<_>, Vec<_>) =
+        told.into_iter().partition(|alert| alert["technique"]["id"] == "detector-tampering");
+    let [planted] = others.as_slice() else { panic!("one act, one alert: {others:#?}") };
+    assert_eq!(planted["process"]["pid"], during, "the other ring lost nothing: {planted:#}");
+    assert_eq!(Path::new(planted["file"]["path"].as_str().unwrap()), agent.path("during.yaml"));
+    let loss = losses.first().expect("the loss is told");
+    assert_eq!(loss["severity"], "low", "{loss:#}");
+    assert!(loss["reasons"][0].as_str().unwrap().starts_with("ring buffer full at exec ("), "{loss:#}");
+    let after = act("create", &agent.dir, "after.yaml", POD);
+    assert_named(&agent.alert("after.yaml", "added"), after, &act_program());
+    let stats = agent.stop();
+    let lost: Vec<_> = stats["lost"].as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(lost, ["exec", "exit", "fork"], "context alone");
+}
+
+#[test]
 fn without_the_inode_change_hooks_renames_and_links_are_still_attributed() {
     let without = ["inode-change-set", "inode-change-exchange", "inode-change-repeat"];
     let args: Vec<&str> = without.iter().flat_map(|name| ["--without-hook", name]).collect();
