@@ -1,6 +1,7 @@
 //! What a contributor types. Every command sets up what it needs.
 
 mod bench;
+mod node;
 mod setup;
 mod stats;
 mod test;
@@ -38,6 +39,11 @@ enum Task {
     Bench(bench::Options),
     /// Run the evasion suite on real kernels in virtual machines
     Vm(vm::Options),
+    /// Run scenarios on a private Kubernetes node: containerd, runc and kubelet for real
+    Node(node::Options),
+    /// An act of a node's scenario that is a system call
+    #[command(hide = true)]
+    NodeAct { what: node::act::What, pid: u32 },
     /// Loops that the benchmark times
     #[command(hide = true)]
     Loop {
@@ -56,6 +62,8 @@ fn main() -> ExitCode {
         Task::Test => test::test(),
         Task::Bench(options) => bench::bench(&options),
         Task::Vm(options) => vm::vm(&options),
+        Task::Node(options) => node::node(&options),
+        Task::NodeAct { what, pid } => node::act::act(what, pid),
         Task::Loop { what, count, dir, samples } => bench::loops::run(what, count, &dir, samples),
     };
     match done {
@@ -95,10 +103,16 @@ fn shown(command: &Command) -> String {
 /// Builds the release agent; returns its path.
 fn build() -> anyhow::Result<PathBuf> {
     setup::setup(&[setup::Need::Root, setup::Need::Btf])?;
+    build_as("release")
+}
+
+/// Builds the agent with a profile, `release` or `debug`; returns its path.
+fn build_as(profile: &str) -> anyhow::Result<PathBuf> {
     eprintln!("==> building (about three minutes the first time)");
-    check(cargo().args(["build", "--quiet", "--release", "--package", "detector"]))?;
+    let flags: &[&str] = if profile == "release" { &["--release"] } else { &[] };
+    check(cargo().args(["build", "--quiet", "--package", "detector"]).args(flags))?;
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    Ok(target.join("release/detector"))
+    Ok(target.join(profile).join("detector"))
 }
 
 fn run(args: &[String]) -> anyhow::Result<()> {

@@ -149,6 +149,18 @@ impl Apt {
     /// # Errors
     /// When it cannot be fetched.
     pub fn new(sources: &[(&str, &str)], architecture: Option<&'static str>) -> anyhow::Result<Self> {
+        Self::of(&["deb"], sources, architecture)
+    }
+
+    /// Fetches the index of source packages too.
+    ///
+    /// # Errors
+    /// When it cannot be fetched.
+    pub fn with_sources(sources: &[(&str, &str)]) -> anyhow::Result<Self> {
+        Self::of(&["deb", "deb-src"], sources, None)
+    }
+
+    fn of(kinds: &[&str], sources: &[(&str, &str)], architecture: Option<&'static str>) -> anyhow::Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("detector-apt-{}-{number}", std::process::id()));
@@ -157,8 +169,9 @@ impl Apt {
         }
         let lines: String = sources
             .iter()
-            .map(|(archive, suite)| {
-                format!("deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] {archive} {suite} main\n")
+            .flat_map(|source| kinds.iter().map(move |kind| (kind, source)))
+            .map(|(kind, (archive, suite))| {
+                format!("{kind} [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] {archive} {suite} main\n")
             })
             .collect();
         fs::write(dir.join("sources.list"), lines)?;
@@ -210,6 +223,22 @@ impl Apt {
         let root = dir.join("root");
         check(Command::new("dpkg").arg("-x").arg(&file).arg(&root))?;
         Ok(root)
+    }
+
+    /// Downloads a source package and unpacks it, patched, into a directory below `place`, which is returned.
+    ///
+    /// # Errors
+    /// When it cannot be downloaded or unpacked.
+    pub fn source(&self, package: &str, place: &Path) -> anyhow::Result<PathBuf> {
+        fs::create_dir_all(place)?;
+        let mut source = self.command("apt-get");
+        source.args(["-qq", "source", "--only-source", package]).current_dir(place).stdout(Stdio::null());
+        check(&mut source)?;
+        fs::read_dir(place)?
+            .filter_map(Result::ok)
+            .map(|entry| entry.path())
+            .find(|path| path.is_dir())
+            .with_context(|| format!("apt-get unpacked no source of {package}"))
     }
 }
 

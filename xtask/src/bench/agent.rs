@@ -39,7 +39,11 @@ impl Agent {
         Self::spawn(Command::new(detector).arg("floor"))
     }
 
-    fn spawn(command: &mut Command) -> anyhow::Result<Self> {
+    /// Starts it as the command says, and waits until it is ready.
+    ///
+    /// # Errors
+    /// When it does not get ready, with what it said.
+    pub fn spawn(command: &mut Command) -> anyhow::Result<Self> {
         let started = Instant::now();
         let mut child = command
             .stdin(Stdio::null())

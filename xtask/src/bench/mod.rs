@@ -2,7 +2,7 @@
 //!
 //! Machines are noisy, so costs are ratios of interleaved pairs of one run, with their quartiles.
 
-mod agent;
+pub mod agent;
 pub mod loops;
 
 use std::{

@@ -1,0 +1,212 @@
+//! The part of the container runtime interface (`runtime.v1`) that scenarios need, over containerd's socket.
+
+use std::path::Path;
+
+use anyhow::Context as _;
+use http::uri::PathAndQuery;
+use tonic::{Request, client::Grpc, transport::Channel};
+use tonic_prost::ProstCodec;
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Nothing {}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Version {
+    #[prost(string, tag = "2")]
+    runtime_name: String,
+    #[prost(string, tag = "3")]
+    runtime_version: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct CreateContainerRequest {
+    #[prost(string, tag = "1")]
+    pod_sandbox_id: String,
+    #[prost(message, optional, tag = "2")]
+    config: Option<ContainerConfig>,
+    #[prost(message, optional, tag = "3")]
+    sandbox_config: Option<PodSandboxConfig>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct PodSandboxConfig {
+    #[prost(message, optional, tag = "1")]
+    metadata: Option<PodSandboxMetadata>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct PodSandboxMetadata {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(string, tag = "2")]
+    uid: String,
+    #[prost(string, tag = "3")]
+    namespace: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ContainerConfig {
+    #[prost(message, optional, tag = "1")]
+    metadata: Option<ContainerMetadata>,
+    #[prost(message, optional, tag = "2")]
+    image: Option<ImageSpec>,
+    #[prost(string, repeated, tag = "3")]
+    command: Vec<String>,
+    #[prost(message, optional, tag = "15")]
+    linux: Option<LinuxContainerConfig>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ContainerMetadata {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(uint32, tag = "2")]
+    attempt: u32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ImageSpec {
+    #[prost(string, tag = "1")]
+    image: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct LinuxContainerConfig {
+    #[prost(message, optional, tag = "2")]
+    security_context: Option<SecurityContext>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct SecurityContext {
+    #[prost(message, optional, tag = "3")]
+    namespace_options: Option<NamespaceOption>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct NamespaceOption {
+    #[prost(int32, tag = "1")]
+    network: i32,
+    #[prost(int32, tag = "2")]
+    pid: i32,
+    #[prost(int32, tag = "3")]
+    ipc: i32,
+    #[prost(string, tag = "4")]
+    target_id: String,
+}
+
+/// `NamespaceMode`: each container its own, or that of another container.
+const CONTAINER: i32 = 1;
+const TARGET: i32 = 3;
+
+/// Requests and replies whose only field of interest is a string with tag 1: container ids, image references.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Id {
+    #[prost(string, tag = "1")]
+    id: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct PullImageRequest {
+    #[prost(message, optional, tag = "1")]
+    image: Option<ImageSpec>,
+}
+
+/// The pod that a container is made in, as its sandbox is known to the runtime.
+#[derive(Clone, Debug)]
+pub struct Sandbox {
+    pub id: String,
+    pub name: String,
+    pub uid: String,
+    pub namespace: String,
+}
+
+/// A connection; clones share it.
+#[derive(Clone)]
+pub struct Cri {
+    channel: Grpc<Channel>,
+}
+
+impl Cri {
+    /// Connects, and asks for the runtime's name and version.
+    ///
+    /// # Errors
+    /// When nothing answers there.
+    pub async fn connect(socket: &Path) -> anyhow::Result<(Self, String)> {
+        let endpoint = tonic::transport::Endpoint::from_shared(format!("unix://{}", socket.display()))?;
+        let mut cri = Self { channel: Grpc::new(endpoint.connect().await?) };
+        let version: Version = cri.call("RuntimeService/Version", Nothing {}).await?;
+        Ok((cri, format!("{} {}", version.runtime_name, version.runtime_version)))
+    }
+
+    /// Creates a container in a pod; `target` is the container whose processes it is to see. Returns its id.
+    ///
+    /// # Errors
+    /// When the runtime refuses.
+    pub async fn create(
+        &mut self,
+        sandbox: &Sandbox,
+        name: &str,
+        image: &str,
+        command: &[&str],
+        target: Option<&str>,
+    ) -> anyhow::Result<String> {
+        let namespaces = NamespaceOption {
+            pid: if target.is_some() { TARGET } else { CONTAINER },
+            target_id: target.unwrap_or_default().to_owned(),
+            ..NamespaceOption::default()
+        };
+        let request = CreateContainerRequest {
+            pod_sandbox_id: sandbox.id.clone(),
+            config: Some(ContainerConfig {
+                metadata: Some(ContainerMetadata { name: name.to_owned(), attempt: 0 }),
+                image: Some(ImageSpec { image: image.to_owned() }),
+                command: command.iter().map(|&word| word.to_owned()).collect(),
+                linux: Some(LinuxContainerConfig {
+                    security_context: Some(SecurityContext { namespace_options: Some(namespaces) }),
+                }),
+            }),
+            sandbox_config: Some(PodSandboxConfig {
+                metadata: Some(PodSandboxMetadata {
+                    name: sandbox.name.clone(),
+                    uid: sandbox.uid.clone(),
+                    namespace: sandbox.namespace.clone(),
+                }),
+            }),
+        };
+        Ok(self.call::<_, Id>("RuntimeService/CreateContainer", request).await?.id)
+    }
+
+    /// # Errors
+    /// When the runtime cannot start it.
+    pub async fn start(&mut self, id: &str) -> anyhow::Result<()> {
+        self.call::<_, Nothing>("RuntimeService/StartContainer", Id { id: id.to_owned() }).await.map(drop)
+    }
+
+    /// Kills a container if it runs, and removes it.
+    ///
+    /// # Errors
+    /// When the runtime refuses.
+    pub async fn remove(&mut self, id: &str) -> anyhow::Result<()> {
+        self.call::<_, Nothing>("RuntimeService/RemoveContainer", Id { id: id.to_owned() }).await.map(drop)
+    }
+
+    /// Pulls an image; returns its reference.
+    ///
+    /// # Errors
+    /// When it cannot be pulled.
+    pub async fn pull(&mut self, image: &str) -> anyhow::Result<String> {
+        let request = PullImageRequest { image: Some(ImageSpec { image: image.to_owned() }) };
+        Ok(self.call::<_, Id>("ImageService/PullImage", request).await?.id)
+    }
+
+    async fn call<Q, A>(&mut self, method: &str, request: Q) -> anyhow::Result<A>
+    where
+        Q: prost::Message + Send + Sync + 'static,
+        A: prost::Message + Default + Send + Sync + 'static,
+    {
+        self.channel.ready().await.context("containerd's socket")?;
+        let path: PathAndQuery = format!("/runtime.v1.{method}").parse()?;
+        let reply = self.channel.unary(Request::new(request), path, ProstCodec::<Q, A>::default()).await;
+        Ok(reply.with_context(|| format!("CRI {method}"))?.into_inner())
+    }
+}

@@ -1,0 +1,347 @@
+//! What the node takes from the host, and how all of it is given back: after success, failure, Ctrl-C, and after a run
+//! that was killed. Everything is found again by fixed names, so that nothing needs to be remembered in memory.
+
+use std::{
+    fs,
+    io::ErrorKind,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use nix::{
+    fcntl::{Flock, FlockArg},
+    mount::{MntFlags, umount2},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+/// Everything that the node writes is below this directory: on a disk, executable, and short enough for sockets' names.
+pub const PLACE: &str = "/var/tmp/detector-node";
+/// The node's name in Kubernetes, and of the cgroup that all its processes are in.
+pub const NAME: &str = "detector-node";
+/// Held while a node is up; also says when another one is.
+const LOCK: &str = "/run/detector-node.lock";
+
+/// Settings of the kernel that kubelet changes.
+const SYSCTLS: [&str; 5] = [
+    "vm/overcommit_memory",
+    "kernel/panic",
+    "kernel/panic_on_oops",
+    "kernel/keys/root_maxkeys",
+    "kernel/keys/root_maxbytes",
+];
+/// Directories outside that kubelet and the CNI library write to, whatever they are told.
+const OUTSIDE: [&str; 8] = [
+    "/var/lib/kubelet",
+    "/var/lib/kubelet/device-plugins",
+    "/var/log/pods",
+    "/var/log/containers",
+    "/var/lib/cni",
+    "/var/lib/cni/results",
+    "/run/containerd",
+    "/run/containerd/s",
+];
+/// How long killed processes may take to be gone.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The host, held for one node.
+pub struct Held {
+    _lock: Flock<fs::File>,
+}
+
+/// Takes the host, once what an earlier run left is cleaned up.
+///
+/// # Errors
+/// When another node or kubelet is up, or the place is not ours.
+pub fn hold() -> anyhow::Result<Held> {
+    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(LOCK).context(LOCK)?;
+    let Ok(lock) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else {
+        bail!("another `cargo xtask node` is up on this machine ({LOCK} is held). Type: fuser {LOCK}; or wait for it");
+    };
+    if Path::new(PLACE).exists() {
+        ours()?;
+        crate::setup::say("taking down what an earlier run left");
+        release()?;
+    }
+    if std::os::unix::net::UnixStream::connect("/var/lib/kubelet/device-plugins/kubelet.sock").is_ok() {
+        bail!("a kubelet runs on this machine already, and two cannot. Type: systemctl stop kubelet");
+    }
+    fs::DirBuilder::new().mode(0o700).create(PLACE).context(PLACE)?;
+    let existed: Vec<_> = OUTSIDE.iter().filter(|dir| Path::new(dir).exists()).map(|dir| format!("{dir}\n")).collect();
+    fs::write(existed_file(), existed.concat())?;
+    fs::write(sysctl_file(), sysctls()?)?;
+    for root in cgroup_roots()? {
+        let path = root.join(NAME);
+        fs::create_dir(&path)
+            .or_else(|error| if error.kind() == ErrorKind::AlreadyExists { Ok(()) } else { Err(error) })
+            .with_context(|| format!("{}: making a cgroup", path.display()))?;
+    }
+    fs::create_dir(daemons_cgroup()?).context("making a cgroup for the daemons")?;
+    let netns = network();
+    fs::write(&netns, "")?;
+    let mut unshare = Command::new("unshare");
+    unshare.arg(format!("--net={}", netns.display())).args(["ip", "link", "set", "lo", "up"]);
+    crate::check(&mut unshare)?;
+    Ok(Held { _lock: lock })
+}
+
+/// Takes everything down, in whatever state it is. Does what can be done, and then says what could not.
+///
+/// # Errors
+/// Names what is left.
+pub fn release() -> anyhow::Result<()> {
+    type Step = fn() -> anyhow::Result<()>;
+    let steps: [(&str, Step); 7] = [
+        ("processes", kill_all),
+        // Their names are in files that go with the place.
+        ("shims' sockets", shim_sockets),
+        ("mounts", unmount_all),
+        ("cgroups", cgroups),
+        ("sysctls", restore_sysctls),
+        ("files outside", outside),
+        // The record of what was there before: with it, a run that is killed here can be cleaned up again.
+        (PLACE, || remove_tree(Path::new(PLACE))),
+    ];
+    let mut left = Vec::new();
+    for (what, step) in steps {
+        if what != PLACE || left.is_empty() {
+            left.extend(step().err().map(|error| format!("{what}: {error:#}")));
+        }
+    }
+    if left.is_empty() {
+        return Ok(());
+    }
+    bail!("the node is not completely down:\n  - {}\nType: cargo xtask node --down", left.join("\n  - "))
+}
+
+/// Others can write to the directory that the place is in.
+fn ours() -> anyhow::Result<()> {
+    let place = fs::symlink_metadata(PLACE)?;
+    anyhow::ensure!(
+        place.is_dir() && place.uid() == 0 && place.mode() & 0o077 == 0,
+        "{PLACE} is there and is not a private directory of root: somebody else made it. Look at it and remove it"
+    );
+    Ok(())
+}
+
+/// Where the node's network namespace is mounted.
+pub fn network() -> PathBuf {
+    Path::new(PLACE).join("network")
+}
+
+fn existed_file() -> PathBuf {
+    Path::new(PLACE).join("existed-before")
+}
+
+fn sysctl_file() -> PathBuf {
+    Path::new(PLACE).join("sysctls-before")
+}
+
+fn sysctls() -> anyhow::Result<String> {
+    let mut all = String::new();
+    for name in SYSCTLS {
+        let value = fs::read_to_string(Path::new("/proc/sys").join(name)).with_context(|| name.to_owned())?;
+        all += &format!("{name} {}\n", value.trim());
+    }
+    Ok(all)
+}
+
+fn restore_sysctls() -> anyhow::Result<()> {
+    for line in read_if_there(&sysctl_file())?.lines() {
+        let Some((name, value)) = line.split_once(' ') else { continue };
+        // Not everything below /proc/sys: the file is ours, but a name with `..` in it would not be.
+        if SYSCTLS.contains(&name) {
+            fs::write(Path::new("/proc/sys").join(name), value).with_context(|| format!("{name} = {value}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn read_if_there(path: &Path) -> anyhow::Result<String> {
+    match fs::read_to_string(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(String::new()),
+        other => other.with_context(|| path.display().to_string()),
+    }
+}
+
+/// Where cgroup hierarchies are mounted.
+fn cgroup_roots() -> anyhow::Result<Vec<PathBuf>> {
+    Ok(mounts()?.into_iter().filter(|m| m.kind.starts_with("cgroup")).map(|m| m.at).collect())
+}
+
+/// The cgroup that containerd, kubelet and the registry are in, in the version 2 hierarchy.
+///
+/// # Errors
+/// When none is mounted.
+pub fn daemons_cgroup() -> anyhow::Result<PathBuf> {
+    let root = mounts()?.into_iter().find(|mount| mount.kind == "cgroup2").map(|mount| mount.at);
+    Ok(root.context("no cgroup2 is mounted. Type: mount -t cgroup2 none /sys/fs/cgroup")?.join(NAME).join("daemons"))
+}
+
+struct Mount {
+    at: PathBuf,
+    kind: String,
+}
+
+/// All mounts of this namespace, in the order in which they were made.
+fn mounts() -> anyhow::Result<Vec<Mount>> {
+    Ok(parse_mounts(&fs::read_to_string("/proc/self/mountinfo")?))
+}
+
+fn parse_mounts(mountinfo: &str) -> Vec<Mount> {
+    mountinfo
+        .lines()
+        .filter_map(|line| {
+            let (before, after) = line.split_once(" - ")?;
+            let at = before.split(' ').nth(4)?.replace("\\040", " ");
+            Some(Mount { at: at.into(), kind: after.split(' ').next()?.to_owned() })
+        })
+        .collect()
+}
+
+/// Everything in the node's cgroups, however it got there.
+fn kill_all() -> anyhow::Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let mut alive = Vec::new();
+        for root in cgroup_roots()? {
+            for dir in tree(&root.join(NAME)) {
+                let pids = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+                alive.extend(pids.lines().filter_map(|pid| pid.parse::<i32>().ok()).filter(|pid| *pid > 1));
+                // A frozen process does not die.
+                let _ = fs::write(dir.join("freezer.state"), "THAWED");
+            }
+        }
+        if alive.is_empty() {
+            return Ok(());
+        }
+        anyhow::ensure!(Instant::now() < deadline, "not killed: {alive:?}");
+        for pid in alive {
+            // Gone in between is fine.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A directory and all below it, deepest first; symbolic links are not followed.
+fn tree(top: &Path) -> Vec<PathBuf> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(top).into_iter().flatten().filter_map(Result::ok) {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            all.extend(tree(&entry.path()));
+        }
+    }
+    if top.is_dir() {
+        all.push(top.to_owned());
+    }
+    all
+}
+
+fn cgroups() -> anyhow::Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    for dir in cgroup_roots()?.into_iter().flat_map(|root| tree(&root.join(NAME))) {
+        // A killed process holds its cgroup until it is gone completely.
+        while let Err(error) = fs::remove_dir(&dir) {
+            if error.kind() == ErrorKind::NotFound {
+                break;
+            }
+            anyhow::ensure!(Instant::now() < deadline, "{}: {error}", dir.display());
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+    Ok(())
+}
+
+/// Mounts below the place, last made first.
+fn unmount_all() -> anyhow::Result<()> {
+    for mount in mounts()?.into_iter().rev().filter(|mount| mount.at.starts_with(PLACE)) {
+        umount2(&mount.at, MntFlags::MNT_DETACH).with_context(|| mount.at.display().to_string())?;
+    }
+    Ok(())
+}
+
+/// Shims listen below `/run/containerd` whatever they are told; each names its socket in its bundle.
+fn shim_sockets() -> anyhow::Result<()> {
+    for dir in tree(&Path::new(PLACE).join("state/io.containerd.runtime.v2.task")) {
+        let address = read_if_there(&dir.join("address"))?;
+        if let Some(path) = address.trim().strip_prefix("unix://").filter(|path| path.starts_with("/run/containerd/s/"))
+        {
+            remove_file(Path::new(path))?;
+        }
+    }
+    Ok(())
+}
+
+/// Directories that were not there before are removed; from the others, what has the node's name.
+fn outside() -> anyhow::Result<()> {
+    if !existed_file().exists() {
+        return Ok(());
+    }
+    let existed = read_if_there(&existed_file())?;
+    let in_name = format!("-{NAME}_");
+    for dir in ["/var/log/pods", "/var/log/containers"] {
+        for entry in entries(dir).filter(|entry| entry.file_name().to_string_lossy().contains(&in_name)) {
+            if entry.file_type()?.is_dir() { remove_tree(&entry.path())? } else { remove_file(&entry.path())? }
+        }
+    }
+    // Results of the CNI library name the pod inside: that of the loopback network is called as everybody's.
+    let of_ours = format!("-{NAME}\"]");
+    for entry in entries("/var/lib/cni/results") {
+        if fs::read_to_string(entry.path()).is_ok_and(|result| result.contains(&of_ours)) {
+            remove_file(&entry.path())?;
+        }
+    }
+    for file in ["DEPRECATION", "kubelet.sock", "kubelet_internal_checkpoint"] {
+        remove_file(&Path::new("/var/lib/kubelet/device-plugins").join(file))?;
+    }
+    for dir in OUTSIDE.iter().rev().filter(|dir| !existed.lines().any(|line| line == **dir)) {
+        // Not empty: somebody else has put something there meanwhile.
+        match fs::remove_dir(dir) {
+            Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty) => {
+                return Err(error).context(*dir);
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// What is in a directory; nothing when it is not there.
+fn entries(dir: &str) -> impl Iterator<Item = fs::DirEntry> {
+    fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok)
+}
+
+fn remove_file(path: &Path) -> anyhow::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error).with_context(|| path.display().to_string()),
+        _ => Ok(()),
+    }
+}
+
+fn remove_tree(path: &Path) -> anyhow::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error).with_context(|| path.display().to_string()),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_are_read_with_optional_fields_and_spaces() {
+        let text = "41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n\
+                    52 41 0:39 / /var/tmp/a\\040b rw shared:7 master:1 - overlay overlay rw,lowerdir=/x\n";
+        let mounts: Vec<_> = parse_mounts(text).into_iter().map(|m| (m.at, m.kind)).collect();
+        assert_eq!(
+            mounts,
+            [("/sys/fs/cgroup/unified".into(), "cgroup2".to_owned()), ("/var/tmp/a b".into(), "overlay".to_owned())]
+        );
+    }
+}

@@ -1,0 +1,188 @@
+//! `cargo xtask node`: a private Kubernetes node, and the detector beside it.
+//!
+//! containerd, runc and a standalone kubelet run for real, in a network namespace without routes. Each scenario performs
+//! an act on the node, with its benign twin beside it, and asserts what the agent says.
+
+mod cri;
+mod daemons;
+mod host;
+mod images;
+mod pods;
+mod scenario;
+mod tools;
+mod watch;
+
+use std::{
+    io::IsTerminal as _,
+    process::Command,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{
+    root,
+    setup::{self, Need, say},
+};
+use daemons::{Node, place};
+use scenario::Scenario;
+
+pub use scenario::act;
+
+#[derive(clap::Args)]
+pub struct Options {
+    /// Scenarios to run, by name or its beginning [default: all]
+    #[arg(value_name = "NAME", value_parser = scenario::parse)]
+    names: Vec<scenario::Names>,
+    /// Say what scenarios there are
+    #[arg(long, exclusive = true)]
+    list: bool,
+    /// A shell on the node instead of scenarios; `exit` takes the node down
+    #[arg(long, conflicts_with = "names")]
+    shell: bool,
+    /// Take down what an earlier run left, and nothing else
+    #[arg(long, exclusive = true)]
+    down: bool,
+    /// The debug build of the detector instead of the release build
+    #[arg(long)]
+    debug: bool,
+    /// Containers that the scenario `thousand` starts
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    containers: u32,
+}
+
+/// Set when a signal ends the run: what fails then fails because of it.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Brings a node up, runs scenarios on it, takes it down.
+///
+/// # Errors
+/// When the node cannot be brought up or taken down, or a scenario fails; all of them are listed.
+pub fn node(options: &Options) -> anyhow::Result<()> {
+    if options.list {
+        for scenario in scenario::ALL {
+            println!("{:<22} {}", scenario.name, scenario.what);
+        }
+        return Ok(());
+    }
+    setup::setup(&[Need::Root, Need::Btf])?;
+    if options.down {
+        drop(host::hold()?);
+        return host::release();
+    }
+    let tools = tools::tools()?;
+    let detector = crate::build_as(if options.debug { "debug" } else { "release" })?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+
+    let started = Instant::now();
+    let held = host::hold()?;
+    take_down_on_signal(&runtime, options.shell)?;
+    let done = daemons::up(tools, detector, runtime).and_then(|mut node| {
+        say(&format!("the node is up, in {:.1} s", started.elapsed().as_secs_f64()));
+        let done = if options.shell { shell(&node) } else { run(&mut node, options) };
+        done.and_then(|()| node.alive())
+    });
+    if INTERRUPTED.load(Ordering::SeqCst) {
+        // The node is being taken down, and the process ends after that.
+        thread::sleep(Duration::from_secs(600));
+    }
+    let logs = root().join("target").join("node/logs");
+    // They are of use after a failure only, and then one without them is no worse.
+    let _ = std::process::Command::new("cp").arg("-rT").arg(place("logs")).arg(&logs).status();
+    let started = Instant::now();
+    let down = host::release();
+    drop(held);
+    if down.is_ok() {
+        say(&format!("the node is down, in {:.1} s", started.elapsed().as_secs_f64()));
+    }
+    done.and(down)
+}
+
+/// Ctrl-C and its like take the node down first. In a shell Ctrl-C is the shell's.
+fn take_down_on_signal(runtime: &tokio::runtime::Runtime, shell: bool) -> anyhow::Result<()> {
+    let _guard = runtime.enter();
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    runtime.spawn(async move {
+        loop {
+            tokio::select! {
+                _ = interrupt.recv() => if shell { continue },
+                _ = terminate.recv() => {}
+                _ = hangup.recv() => {}
+            }
+            break;
+        }
+        INTERRUPTED.store(true, Ordering::SeqCst);
+        say("interrupted: taking the node down");
+        let down = tokio::task::spawn_blocking(host::release).await;
+        if let Ok(Err(error)) = down {
+            eprintln!("error: {error:#}");
+        }
+        std::process::exit(130);
+    });
+    Ok(())
+}
+
+/// Runs the scenarios; the list of those that failed is the error.
+fn run(node: &mut Node, options: &Options) -> anyhow::Result<()> {
+    let chosen: Vec<&Scenario> = scenario::ALL
+        .iter()
+        .filter(|scenario| options.names.is_empty() || options.names.iter().any(|names| names.contains(scenario)))
+        .collect();
+    let mut failed = Vec::new();
+    let all = Instant::now();
+    for scenario in &chosen {
+        let started = Instant::now();
+        say(&format!("{}: {}", scenario.name, scenario.what));
+        let mut checks = scenario::Checks::default();
+        if let Err(error) = (scenario.run)(node, options, &mut checks) {
+            checks.check("scenario", Err(error));
+        }
+        eprintln!("    {:.1} s", started.elapsed().as_secs_f64());
+        failed.extend(checks.failed.into_iter().map(|failure| format!("{}: {failure}", scenario.name)));
+        node.alive()?;
+    }
+    say(&format!("{} scenarios took {:.0} s", chosen.len(), all.elapsed().as_secs_f64()));
+    anyhow::ensure!(failed.is_empty(), "{} checks failed:\n  - {}", failed.len(), failed.join("\n  - "));
+    Ok(())
+}
+
+/// A person on the node.
+fn shell(node: &Node) -> anyhow::Result<()> {
+    let socket = place("containerd.sock");
+    let shell = std::env::var("SHELL").unwrap_or_else(|_| "/bin/sh".to_owned());
+    eprintln!(
+        "\
+A shell on the node; `exit` takes it down.
+  manifests   {manifests}  (copy a pod's manifest here and kubelet runs it; images: {busybox})
+  ctr         ctr containers ls; ctr task exec --fifo-dir {fifos} --exec-id x CONTAINER sh
+  runc        runc --root {runc} list
+  crictl      crictl ps, if you have it (not in Debian 12); it finds the socket in CONTAINER_RUNTIME_ENDPOINT
+  kubelet     curl -s http://127.0.0.1:10255/pods
+              curl -sk -X POST 'https://127.0.0.1:10250/run/{namespace}/POD-{name}/app?cmd=id'
+  detector    {detector} run
+  logs        {logs}",
+        manifests = place("manifests").display(),
+        busybox = images::BUSYBOX,
+        fifos = place("fifo").display(),
+        runc = place("runc/k8s.io").display(),
+        namespace = pods::NAMESPACE,
+        name = host::NAME,
+        detector = node.detector.display(),
+        logs = place("logs").display(),
+    );
+    let mut command = Command::new(&shell);
+    if std::io::stdin().is_terminal() {
+        command.arg("-i");
+    }
+    let mut command = daemons::confined(&node.tools, &command)?;
+    command.env("CONTAINERD_ADDRESS", &socket).env("CONTAINERD_NAMESPACE", "k8s.io");
+    command.env("CONTAINER_RUNTIME_ENDPOINT", format!("unix://{}", socket.display()));
+    command.env("PS1", "node# ");
+    // What the last command returned is the person's affair.
+    command.status().with_context(|| format!("starting {shell}")).map(drop)
+}
