@@ -16,6 +16,7 @@ pub mod kind {
     pub const ENTRY: u16 = 21;
     pub const MAP: u16 = 22;
     pub const PTRACE: u16 = 23;
+    pub const SOCKET: u16 = 24;
     pub const CGROUP: u16 = 32;
     pub const NAMESPACES: u16 = 33;
     pub const CGROUP_MOVE: u16 = 34;
@@ -52,6 +53,8 @@ pub mod hook {
     pub const PIVOT_ROOT: u16 = 29;
     pub const MMAP_FILE: u16 = 30;
     pub const PTRACE: u16 = 31;
+    pub const SOCKET_CREATE: u16 = 32;
+    pub const SOCKET_CONNECT: u16 = 33;
     /// Slots of the per-CPU counters; more than there are hooks, so that adding one moves nothing.
     pub const COUNT: u32 = 64;
 }
@@ -263,6 +266,35 @@ pub struct Ptrace {
     pub mode: u32,
 }
 
+/// What [`Socket`] tells of.
+pub mod socket {
+    /// One is made.
+    pub const CREATE: u32 = 1;
+    pub const CONNECT: u32 = 2;
+    pub const BIND: u32 = 3;
+    /// One of these, by a 32-bit caller's `socketcall`, which does not show what.
+    pub const ANY: u32 = 4;
+}
+
+/// Most bytes of a socket's address: a whole `sockaddr_in6`.
+pub const ADDRESS_MAX: usize = 28;
+
+/// A task in a sandbox makes, connects or binds a socket. A security hook tells of it before, `sys_exit` after.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(FromBytes, IntoBytes, Immutable, KnownLayout))]
+pub struct Socket {
+    pub header: Header,
+    /// One of [`socket`].
+    pub call: u32,
+    /// Where one is made: `AF_*`, `SOCK_*` with its flags, `IPPROTO_*`. Else the last is the length of the address in bytes,
+    /// and may be more than [`ADDRESS_MAX`].
+    pub args: [u32; 3],
+    /// A `struct sockaddr`, cut off where it does not fit; zero behind its end, and where none was given or read.
+    pub address: [u8; ADDRESS_MAX],
+    pub zero: u32,
+}
+
 /// An io_uring request that can change a directory or open a file was submitted.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -330,6 +362,7 @@ const _: () = assert!(size_of::<Change>() == 72 + 16);
 const _: () = assert!(size_of::<PathCall>() == 72 + 32);
 const _: () = assert!(size_of::<Entry>() == 72 + 48 + 2 * NAME_MAX);
 const _: () = assert!(size_of::<Ptrace>() == 72 + 16);
+const _: () = assert!(size_of::<Socket>() == 72 + 20 + ADDRESS_MAX);
 const _: () = assert!(size_of::<IoUring>() == 72 + 8);
 const _: () = assert!(size_of::<Namespaces>() == 72 + 32);
 const _: () = assert!(size_of::<CgroupMove>() == 72 + 24);

@@ -23,6 +23,11 @@ pub mod watch {
     pub const SUBTREE: u32 = 1 << 3;
     /// A block device, named by its own number and inode 0: a watched inode's file system lies on it.
     pub const BLOCK: u32 = 1 << 4;
+    /// A directory that images arrive in, or a configuration file that names the pause image and its directory: acts are
+    /// reported, and never refused.
+    pub const STORE: u32 = 1 << 5;
+    /// No inode's: the acting task lives in a pod's sandbox.
+    pub const SANDBOX: u32 = 1 << 6;
 }
 
 /// Key of the `WATCHED` map: an inode as the kernel names it.
@@ -64,6 +69,8 @@ pub mod setting {
     pub const WRITES_ONLY: u32 = 5;
     /// Non-zero: LSM programs refuse acts on watched files and directories, except by trusted programs.
     pub const DENY: u32 = 6;
+    /// Non-zero: there are sandboxes, so who opens a file for writing is looked at.
+    pub const SANDBOXES: u32 = 7;
     /// How many slots there are.
     pub const COUNT: u32 = 8;
 }
@@ -82,6 +89,9 @@ pub mod scratch {
 
 /// Most processes that are protected: the agent and the node's kubelets.
 pub const PROTECTED_MAX: u32 = 128;
+
+/// Most sandboxes whose tasks are looked at: a node runs some hundred pods.
+pub const SANDBOXES_MAX: u32 = 4096;
 
 /// Most programs that are trusted to act on what is watched.
 pub const TRUSTED_MAX: u32 = 64;
@@ -121,6 +131,14 @@ pub mod syscall {
     pub const WRITE_FD2: u8 = 33;
     /// `io_uring_enter`.
     pub const IO_URING: u8 = 40;
+    /// `socket`: reported for sandboxes, as the next three. In the order of [`crate::socket`].
+    pub const SOCKET: u8 = 41;
+    /// `connect`: address and its length in the second and third arguments.
+    pub const CONNECT: u8 = 42;
+    /// `bind`: as `connect`.
+    pub const BIND: u8 = 43;
+    /// `socketcall` of 32-bit callers: any of the three.
+    pub const SOCKET_CALL: u8 = 44;
     /// Anything else that may follow a change of a watched inode (`close`, `fsync`, `msync`, `munmap`, `chmod`).
     pub const AFTER: u8 = 48;
     /// `setns`, `unshare`: the caller is in other namespaces now.

@@ -59,6 +59,11 @@ fn entry(act: &Act, may: May) -> bool {
     if matched == 0 {
         return false;
     }
+    // Of a store only arrivals count: removing images is every runtime's daily work.
+    let arrival = act.hook == hook::INODE_RENAME || act.hook == hook::INODE_LINK;
+    if matched == watch::STORE && !arrival {
+        return false;
+    }
     // What the entry leads to may be watched itself: a manifest, or a directory of them.
     let target = key(act.dentry.follow(offset!(dentry_inode)));
     matched |= watched::flags(&target).unwrap_or(0) & (watch::FILE | watch::DIR);

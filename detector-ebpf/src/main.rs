@@ -19,6 +19,7 @@ mod path;
 mod process;
 mod ptrace;
 mod security;
+mod socket;
 mod syscall;
 mod watched;
 

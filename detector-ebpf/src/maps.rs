@@ -5,7 +5,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use detector_common::{
-    KernelOffsets, PROTECTED_MAX, TRUSTED_MAX, WATCHED_MAX, WatchKey, hook, scratch, setting, syscall,
+    KernelOffsets, PROTECTED_MAX, SANDBOXES_MAX, TRUSTED_MAX, WATCHED_MAX, WatchKey, hook, scratch, setting, syscall,
 };
 
 /// Field offsets of the running kernel. Read-only once loaded, so the verifier sees constants.
@@ -43,6 +43,10 @@ pub static TRUSTED: HashMap<WatchKey, u32> = HashMap::with_max_entries(TRUSTED_M
 /// Thread groups that nobody else may trace unseen: the agent and the node's kubelets.
 #[map]
 pub static PROTECTED: HashMap<u32, u32> = HashMap::with_max_entries(PROTECTED_MAX, 0);
+
+/// Cgroups of the pods' sandboxes, in which nothing but a pause process should live.
+#[map]
+pub static SANDBOXES: HashMap<u64, u32> = HashMap::with_max_entries(SANDBOXES_MAX, 0);
 
 /// Written by the agent while it runs ([`setting`]).
 #[map]

@@ -61,7 +61,8 @@ pub fn report<const STEPS: u32>(task: Ptr, file: Ptr, mode: u32, by: &Reporter, 
         (*record).flags = flags;
         (*record).zero = [0; 6];
     }
-    let ring = if found.watch == watch::SUBTREE { Ring::ContextNow } else { Ring::Alerting };
+    let hint = found.watch & !(watch::SUBTREE | watch::STORE) == 0;
+    let ring = if hint { Ring::ContextNow } else { Ring::Alerting };
     emit::scratched(ring, by.hook, scratch, BODY + path.get());
     denied
 }

@@ -21,7 +21,7 @@ use crate::{
     namespaces,
     open::{self, FMODE_WRITE, Reporter},
     security::May,
-    watched,
+    socket, watched,
 };
 
 const O_ACCMODE: u64 = 0o3;
@@ -155,6 +155,12 @@ fn dispatch(regs: Ptr, ret: i64, number: usize) {
         return;
     }
     if setting(setting::WRITES_ONLY) != 0 {
+        return;
+    }
+    if matches!(class, class::SOCKET..=class::SOCKET_CALL) {
+        if watched::sandbox() != 0 {
+            socket::called(task, class, [call.arg(0), call.arg(1), call.arg(2)]);
+        }
         return;
     }
     let mount = class == class::MOUNT || class == class::MOVE_MOUNT;

@@ -1,10 +1,11 @@
 //! The filter: is this inode watched, or does it lie in a watched directory?
 
+use aya_ebpf::helpers::bpf_get_current_cgroup_id;
 use detector_common::{MAX_DEPTH, WatchKey, setting, watch};
 
 use crate::{
     kernel::Ptr,
-    maps::{TOUCHED, TOUCHES, Touch, WATCHED, offset, setting},
+    maps::{SANDBOXES, TOUCHED, TOUCHES, Touch, WATCHED, offset, setting},
 };
 
 /// Flags of a watched inode.
@@ -12,6 +13,17 @@ use crate::{
 pub fn flags(key: &WatchKey) -> Option<u32> {
     // SAFETY: values are plain integers that the agent alone replaces as a whole.
     unsafe { WATCHED.get(key) }.copied()
+}
+
+/// [`watch::SANDBOX`] when the current task lives in a pod's sandbox. Costs next to nothing while there is none.
+#[inline(always)]
+pub fn sandbox() -> u32 {
+    if setting(setting::SANDBOXES) == 0 {
+        return 0;
+    }
+    // SAFETY: the helper has no preconditions, and the value is not looked at.
+    let found = unsafe { SANDBOXES.get(bpf_get_current_cgroup_id()) };
+    if found.is_some() { watch::SANDBOX } else { 0 }
 }
 
 /// An opened file that matched.
@@ -34,7 +46,8 @@ pub unsafe fn file(file: Ptr, seen: *mut u32) -> Option<Match> {
     let inode = file.follow(offset!(file_inode));
     let key = WatchKey::new(inode.follow(offset!(inode_sb)).read(offset!(sb_dev)), inode.read(offset!(inode_ino)));
     // SAFETY: as above.
-    unsafe { core::ptr::write_volatile(seen, flags(&key).unwrap_or(0) & watch::FILE) };
+    unsafe { core::ptr::write_volatile(seen, flags(&key).unwrap_or(0) & (watch::FILE | watch::STORE)) };
+    add(sandbox());
     /// `S_IFMT` and `S_IFBLK` of `inode->i_mode`.
     const TYPE: u16 = 0o170_000;
     const BLOCK_DEVICE: u16 = 0o060_000;
@@ -44,7 +57,7 @@ pub unsafe fn file(file: Ptr, seen: *mut u32) -> Option<Match> {
     let mut dentry = file.follow(offset!(file_dentry)).follow(offset!(dentry_parent));
     let parent_ino: u64 = dentry.follow(offset!(dentry_inode)).read(offset!(inode_ino));
     // Dentries of one tree share a super block.
-    add(flags(&WatchKey::new(key.dev, parent_ino)).unwrap_or(0) & (watch::DIR | watch::SUBTREE));
+    add(flags(&WatchKey::new(key.dev, parent_ino)).unwrap_or(0) & (watch::DIR | watch::SUBTREE | watch::STORE));
     let depth = setting(setting::DEPTH);
     for level in 1..MAX_DEPTH {
         if level >= depth {

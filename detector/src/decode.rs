@@ -24,6 +24,8 @@ pub enum Event {
     /// Access to a protected process.
     Ptrace(wire::Ptrace),
     IoUring(wire::IoUring),
+    /// A socket, by a task in a sandbox.
+    Socket(wire::Socket),
     Cgroup {
         event: wire::Cgroup,
         path: String,
@@ -108,6 +110,7 @@ impl Event {
             Self::Path(e) => &e.event.header,
             Self::Ptrace(e) => &e.header,
             Self::IoUring(e) => &e.header,
+            Self::Socket(e) => &e.header,
             Self::Cgroup { event, .. } => &event.header,
             Self::CgroupGone(e) => &e.header,
             Self::CgroupMove(e) => &e.header,
@@ -174,6 +177,7 @@ pub fn event(raw: &[u8]) -> Result<Event, DecodeError> {
             Ok(Event::Path(PathCall { event, paths: [c_string(first), c_string(second)] }))
         }
         kind::PTRACE => Ok(Event::Ptrace(fixed(raw, kind)?.0)),
+        kind::SOCKET => Ok(Event::Socket(fixed(raw, kind)?.0)),
         kind::IO_URING => Ok(Event::IoUring(fixed(raw, kind)?.0)),
         kind::CGROUP => {
             let (event, rest) = fixed::<wire::Cgroup>(raw, kind)?;
@@ -220,6 +224,8 @@ pub fn hook_name(hook: u16) -> &'static str {
         hook::PIVOT_ROOT => "pivot-root",
         hook::MMAP_FILE => "mmap",
         hook::PTRACE => "ptrace",
+        hook::SOCKET_CREATE => "socket",
+        hook::SOCKET_CONNECT => "connect",
         _ => "unknown",
     }
 }

@@ -1,8 +1,8 @@
 //! Which system calls matter, by number: the table that the kernel program looks classes up in.
 
 use detector_common::syscall::{
-    AFTER, CREAT, IO_URING, MOUNT, MOVE_MOUNT, NAMESPACES, OPEN, OPENAT, OPENAT2, PATH, PATH_AT, PATHS, PATHS_AT,
-    SYMLINK_AT, TABLE, WRITE_FD0, WRITE_FD2,
+    AFTER, BIND, CONNECT, CREAT, IO_URING, MOUNT, MOVE_MOUNT, NAMESPACES, OPEN, OPENAT, OPENAT2, PATH, PATH_AT, PATHS,
+    PATHS_AT, SOCKET, SOCKET_CALL, SYMLINK_AT, TABLE, WRITE_FD0, WRITE_FD2,
 };
 
 /// A system call: its name, its number for 64-bit and for 32-bit callers, its class.
@@ -51,6 +51,10 @@ const SYSCALLS: &[Syscall] = &[
     Syscall("copy_file_range", Some(326), Some(377), WRITE_FD2),
     Syscall("vmsplice", Some(278), Some(316), WRITE_FD0),
     Syscall("io_uring_enter", Some(426), Some(426), IO_URING),
+    Syscall("socket", Some(41), Some(359), SOCKET),
+    Syscall("connect", Some(42), Some(362), CONNECT),
+    Syscall("bind", Some(49), Some(361), BIND),
+    Syscall("socketcall", None, Some(102), SOCKET_CALL),
     Syscall("io_submit", Some(209), Some(248), AFTER),
     Syscall("ioctl", Some(16), Some(54), AFTER),
     Syscall("close", Some(3), Some(6), AFTER),

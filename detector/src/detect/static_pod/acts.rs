@@ -250,6 +250,7 @@ fn act(event: &Event) -> Option<(&'static str, What, String)> {
         | Event::Fork(_)
         | Event::Exit(_)
         | Event::Ptrace(_)
+        | Event::Socket(_)
         | Event::Cgroup { .. }
         | Event::CgroupGone(_)
         | Event::CgroupMove(_)

@@ -19,7 +19,7 @@ use aya::{
     programs::{BtfTracePoint, Program, ProgramError, tp_btf::BtfTracePointLinkId},
 };
 use bytes::Bytes;
-use detector_common::{KernelOffsets, PROTECTED_MAX, WatchKey, setting};
+use detector_common::{KernelOffsets, PROTECTED_MAX, SANDBOXES_MAX, WatchKey, setting};
 
 use crate::{
     decode,
@@ -92,6 +92,7 @@ pub struct Kernel {
     watched: HashMap<MapData, Plain<WatchKey>, u32>,
     trusted: HashMap<MapData, Plain<WatchKey>, u32>,
     protected: HashMap<MapData, u32, u32>,
+    sandboxes: HashMap<MapData, u64, u32>,
     settings: Array<MapData, u32>,
     lost: PerCpuArray<MapData, u64>,
     lost_before: BTreeMap<(u16, usize), u64>,
@@ -174,6 +175,7 @@ impl Kernel {
             context: take(&mut ebpf, "CONTEXT")?.try_into().map_err(|source| map_error("CONTEXT", source))?,
             watched: take(&mut ebpf, "WATCHED")?.try_into().map_err(|source| map_error("WATCHED", source))?,
             protected: take(&mut ebpf, "PROTECTED")?.try_into().map_err(|source| map_error("PROTECTED", source))?,
+            sandboxes: take(&mut ebpf, "SANDBOXES")?.try_into().map_err(|source| map_error("SANDBOXES", source))?,
             trusted: take(&mut ebpf, "TRUSTED")?.try_into().map_err(|source| map_error("TRUSTED", source))?,
             lost: take(&mut ebpf, "LOST")?.try_into().map_err(|source| map_error("LOST", source))?,
             settings,
@@ -249,6 +251,23 @@ impl Kernel {
             self.protected.insert(*pid, 1, 0).map_err(error)?;
         }
         Ok(())
+    }
+
+    /// Reports sockets, and opens for writing, of tasks in exactly these cgroups, at most [`SANDBOXES_MAX`] of them.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn sandboxes(&mut self, cgroups: &BTreeSet<u64>) -> Result<(), KernelError> {
+        let error = |source| map_error("SANDBOXES", source);
+        let before: BTreeSet<u64> = self.sandboxes.keys().filter_map(Result::ok).collect();
+        for cgroup in before.difference(cgroups) {
+            self.sandboxes.remove(cgroup).map_err(error)?;
+        }
+        let room = (SANDBOXES_MAX as usize).saturating_sub(before.intersection(cgroups).count());
+        for cgroup in cgroups.difference(&before).take(room) {
+            self.sandboxes.insert(*cgroup, 1, 0).map_err(error)?;
+        }
+        set_setting(&mut self.settings, setting::SANDBOXES, (!cgroups.is_empty()).into())
     }
 
     /// Refuses acts on what is watched, except by processes of these executables.
