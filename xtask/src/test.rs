@@ -26,6 +26,7 @@ pub fn test() -> anyhow::Result<()> {
             "evasion suite",
             with(&["run", "--quiet", "--package", "detector", "--example", "evasion", "--", "--flood", "1000000"]),
         ),
+        ("entries", with(&["run", "--quiet", "--package", "detector", "--example", "entries"])),
         // One at a time: each test has an agent of its own, and they would see one another's load.
         ("live tests", with(&["test", "--package", "detector", "--test", "*", "--", "--test-threads=1"])),
     ];

@@ -25,12 +25,23 @@ use crate::source::proc;
 pub enum Step {
     /// Make a cgroup and namespaces, and start the container's first process in them
     Make(Make),
-    /// Enter the namespaces of a process, and execute nothing there
-    Enter { pid: u32 },
-    /// Do nothing until standard input ends
+    /// Enter namespaces of a process, and execute something there that does nothing
+    Enter(Enter),
+    /// Execute something that does nothing, then wait until standard input ends
     Wait,
     /// Do nothing
     Nothing,
+}
+
+#[derive(Args, Debug)]
+pub struct Enter {
+    pid: u32,
+    /// Which namespaces, by their names in /proc/PID/ns
+    #[arg(long, value_delimiter = ',', default_value = "net,uts,ipc,pid,mnt")]
+    only: Vec<String>,
+    /// Execute nothing
+    #[arg(long)]
+    no_exec: bool,
 }
 
 #[derive(Args, Debug)]
@@ -51,8 +62,13 @@ pub struct Make {
 pub fn step(step: &Step) -> anyhow::Result<ExitCode> {
     match step {
         Step::Make(make) => container(make)?,
-        Step::Enter { pid } => enter(*pid)?,
+        Step::Enter(how) => enter(how)?,
         Step::Wait => {
+            // What a container executes by itself is no entry.
+            anyhow::ensure!(
+                this("nothing").stdin(Stdio::null()).status()?.success(),
+                "the container's own program failed"
+            );
             io::stdin().read_to_end(&mut Vec::new())?;
         }
         Step::Nothing => {}
@@ -60,9 +76,17 @@ pub fn step(step: &Step) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// This program, for another step. Not by its path: a mount namespace may lead that elsewhere.
+/// This program. Not by its path: a mount namespace may lead that elsewhere.
+pub const THIS: &str = "/proc/self/exe";
+
+/// This program, for another step.
 fn this(step: &str) -> Command {
-    let mut command = Command::new("/proc/self/exe");
+    other(Path::new(THIS), step)
+}
+
+/// The agent's program, for a step.
+fn other(program: &Path, step: &str) -> Command {
+    let mut command = Command::new(program);
     command.arg0("detector").args(["drill-step", step]);
     command
 }
@@ -89,16 +113,22 @@ fn container(make: &Make) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn enter(pid: u32) -> anyhow::Result<()> {
-    for (name, kind) in [
-        ("net", CloneFlags::CLONE_NEWNET),
-        ("uts", CloneFlags::CLONE_NEWUTS),
-        ("ipc", CloneFlags::CLONE_NEWIPC),
-        ("pid", CloneFlags::CLONE_NEWPID),
-        ("mnt", CloneFlags::CLONE_NEWNS),
-    ] {
-        let namespace = fs::File::open(format!("/proc/{pid}/ns/{name}"))?;
-        setns(namespace, kind).with_context(|| format!("entering the {name} namespace of {pid}"))?;
+fn enter(how: &Enter) -> anyhow::Result<()> {
+    for name in &how.only {
+        let kind = match name.as_str() {
+            "net" => CloneFlags::CLONE_NEWNET,
+            "uts" => CloneFlags::CLONE_NEWUTS,
+            "ipc" => CloneFlags::CLONE_NEWIPC,
+            "pid" => CloneFlags::CLONE_NEWPID,
+            "mnt" => CloneFlags::CLONE_NEWNS,
+            _ => bail!("there is no namespace {name} to enter"),
+        };
+        let namespace = fs::File::open(format!("/proc/{}/ns/{name}", how.pid))?;
+        setns(namespace, kind).with_context(|| format!("entering the {name} namespace of {}", how.pid))?;
+    }
+    if how.no_exec {
+        println!("{}", std::process::id());
+        return Ok(());
     }
     let mut inside = this("nothing").spawn().context("executing in the container")?;
     println!("{}", inside.id());
@@ -111,17 +141,19 @@ pub struct Container {
     pub id: String,
     /// Its first process.
     pub pid: u32,
+    /// Its cgroup's directory.
+    pub cgroup: PathBuf,
+    program: PathBuf,
     maker: Child,
-    cgroup: PathBuf,
     bundle: PathBuf,
 }
 
 impl Container {
-    /// Makes a container that its bundle describes by these annotations.
+    /// Makes a container that its bundle describes by these annotations; its steps are performed by `program`, an agent's.
     ///
     /// # Errors
     /// When there is no v2 hierarchy, or the kernel refuses a part of it.
-    pub fn start(annotations: &serde_json::Value) -> anyhow::Result<Self> {
+    pub fn start(program: &Path, annotations: &serde_json::Value) -> anyhow::Result<Self> {
         let root = proc::cgroup2_root().context(
             "no cgroup v2 hierarchy is mounted: containers cannot be told apart here. Mount it: mount -t cgroup2 none DIR",
         )?;
@@ -140,23 +172,25 @@ impl Container {
             },
         });
         fs::write(bundle.join("config.json"), config.to_string())?;
-        let mut make = this("make");
+        let mut make = other(program, "make");
         make.arg("--bundle").arg(&bundle).arg("--cgroup").arg(&cgroup).arg(&id);
         let mut maker = make.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("making a container")?;
         let pid = line(&mut maker);
-        let mut made = Self { id, pid: 0, maker, cgroup, bundle };
+        let mut made = Self { id, pid: 0, cgroup, program: program.to_owned(), maker, bundle };
         // When it failed, it said why, and what it left is taken away with `made`.
         made.pid = pid.context("the container did not start")?;
         Ok(made)
     }
 
-    /// Enters it, and executes this program there. Returns the pid of what was executed.
+    /// Enters it, with arguments of [`Enter`]. Returns the pid of what was executed there, or of what entered when that executes
+    /// nothing.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn enter(&self) -> anyhow::Result<u32> {
-        let mut inside = this("enter");
-        let mut inside = inside.arg(self.pid.to_string()).stdout(Stdio::piped()).spawn().context("entering")?;
+    pub fn enter(&self, how: &[&str]) -> anyhow::Result<u32> {
+        let mut inside = other(&self.program, "enter");
+        let mut inside =
+            inside.arg(self.pid.to_string()).args(how).stdout(Stdio::piped()).spawn().context("entering")?;
         let pid = line(&mut inside);
         anyhow::ensure!(inside.wait()?.success(), "the container could not be entered");
         pid

@@ -2,7 +2,11 @@
 
 use std::{process::ExitCode, time::Instant};
 
-use super::{agent::Agent, container::Container, say, verdict};
+use super::{
+    agent::Agent,
+    container::{Container, THIS},
+    say, verdict,
+};
 use crate::cli::Source;
 
 /// Makes a container in which nothing runs, enters it past the runtime, and executes a program there that does nothing.
@@ -11,16 +15,19 @@ use crate::cli::Source;
 /// When containers cannot be made here, or the agent does not start.
 pub fn drill(source: &Source) -> anyhow::Result<ExitCode> {
     let mut agent = Agent::start(source)?;
-    let container = Container::start(&serde_json::json!({
-        "io.kubernetes.cri.container-type": "container",
-        "io.kubernetes.cri.container-name": "drill",
-        "io.kubernetes.cri.sandbox-namespace": "detector",
-        "io.kubernetes.cri.sandbox-name": "drill",
-        "io.kubernetes.cri.sandbox-uid": "drill",
-    }))?;
+    let container = Container::start(
+        THIS.as_ref(),
+        &serde_json::json!({
+            "io.kubernetes.cri.container-type": "container",
+            "io.kubernetes.cri.container-name": "drill",
+            "io.kubernetes.cri.sandbox-namespace": "detector",
+            "io.kubernetes.cri.sandbox-name": "drill",
+            "io.kubernetes.cri.sandbox-uid": "drill",
+        }),
+    )?;
     println!("drill: made the container {} and enter it by its namespaces", &container.id[..12]);
     let since = Instant::now();
-    let pid = container.enter()?;
+    let pid = container.enter(&[])?;
     let id = container.id.clone();
     let seen = agent.alert(since, |alert| {
         alert["technique"]["id"] == "container-exec"

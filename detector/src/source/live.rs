@@ -24,6 +24,10 @@ use crate::{
 
 /// How often the context ring is emptied when nothing wakes the agent, in ns.
 const DRAIN_NS: u64 = 250_000_000;
+/// The same for a while after a process entered other namespaces: what it executes next may be an alert.
+const EAGER_DRAIN_NS: u64 = 5_000_000;
+/// How long that while is, in ns.
+const EAGER_NS: u64 = 1_000_000_000;
 /// How often time is said to pass and losses are counted, in ns.
 const TICK_NS: u64 = 1_000_000_000;
 
@@ -90,6 +94,7 @@ pub struct Live {
     /// Executables that are trusted: nobody else may write to them.
     protected: BTreeMap<InodeKey, u32>,
     next_drain: BootNs,
+    eager_until: BootNs,
     next_tick: BootNs,
 }
 
@@ -119,6 +124,7 @@ impl Live {
             told_of_writers: false,
             protected,
             next_drain: BootNs(now.0 + DRAIN_NS),
+            eager_until: now,
             next_tick: BootNs(now.0 + TICK_NS),
             kernel,
         };
@@ -204,7 +210,6 @@ impl Live {
         let mut raws = std::mem::take(&mut self.raws);
         self.kernel.drain(&mut raws);
         let now = proc::now();
-        self.next_drain = BootNs(now.0 + DRAIN_NS);
         for raw in raws.drain(..) {
             let time = BootNs(raw.time_ns);
             let container = self.notice(&raw, now);
@@ -214,6 +219,7 @@ impl Live {
             }
         }
         self.raws = raws;
+        self.next_drain = BootNs(now.0 + if now < self.eager_until { EAGER_DRAIN_NS } else { DRAIN_NS });
     }
 
     /// Passes on what the view found. The acts behind it are in the rings by now: they go first.
@@ -277,6 +283,9 @@ impl Live {
                 self.view.rediscover();
             }
             return None;
+        }
+        if matches!(event, Event::Namespaces(_)) {
+            self.eager_until = BootNs(now.0 + EAGER_NS);
         }
         self.trigger(&event, now);
         None

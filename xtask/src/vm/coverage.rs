@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt::Write as _};
 use super::Outcome;
 
 /// What the cases of each number do.
-const CASES: [(u64, &str); 25] = [
+const CASES: [(u64, &str); 26] = [
     (1, "`open(O_CREAT)` and `write`"),
     (2, "`creat`"),
     (3, "`openat2`"),
@@ -31,6 +31,7 @@ const CASES: [(u64, &str); 25] = [
     (23, "a process called `kubelet`, `sed`, `dpkg`, `iou-wrk-1`"),
     (24, "several of these under a flood of file events"),
     (25, "besides: kubelet's memory, and the agent's, opened for writing"),
+    (26, "besides: a container entered past its runtime, by any namespace or by its cgroup (`examples/entries.rs`)"),
 ];
 
 /// The page.

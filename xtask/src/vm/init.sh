@@ -27,6 +27,7 @@ suite() {
         /suite/detector doctor --hooks $backend --manifest-dir /disk |
             sed -n 's/^  ok  *\([^ ]*\) .*, \([0-9]*\) instructions verified$/verified \2 \1/p'
         /suite/examples/evasion --flood 10000 --hooks $backend || status=$?
+        /suite/examples/entries --hooks $backend || status=$?
     done
     echo "backend deny"
     /suite/examples/evasion --deny --hooks lsm || status=$?

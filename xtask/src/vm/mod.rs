@@ -230,7 +230,7 @@ fn initrd(arch: Arch, place: &Path) -> anyhow::Result<()> {
     for program in ["detector", "xtask"] {
         fs::copy(built.join(program), tree.join("suite").join(program))?;
     }
-    for program in ["act", "evasion"] {
+    for program in ["act", "evasion", "entries"] {
         fs::copy(built.join("examples").join(program), tree.join("suite/examples").join(program))?;
     }
     write_executable(&tree.join("init"), include_str!("init.sh"))?;
