@@ -89,7 +89,7 @@ impl Discovery {
     }
 
     fn add_defaults(&self, found: &mut Found<'_>) {
-        let root = self.host_root();
+        let root = host_root(&self.proc);
         let mut add = |path: &str, name: &str| {
             found.add(Candidate {
                 path: PathBuf::from(path),
@@ -107,16 +107,23 @@ impl Discovery {
             }
         }
     }
+}
 
-    /// The host's root: `/` on the host. An agent in a container sees the host's through its first process.
-    fn host_root(&self) -> PathBuf {
-        let namespace = |process: &str| std::fs::read_link(self.proc.join(process).join("ns/mnt")).ok();
-        let init = self.proc.join("1/root");
-        match (namespace("1"), namespace("self")) {
-            (Some(host), Some(own)) if host != own && init.is_dir() => init,
-            _ => PathBuf::from("/"),
-        }
+/// The host's root: `/` on the host. An agent in a container sees the host's through its first process.
+pub(super) fn host_root(proc: &Path) -> PathBuf {
+    let namespace = |process: &str| std::fs::read_link(proc.join(process).join("ns/mnt")).ok();
+    let init = proc.join("1/root");
+    match (namespace("1"), namespace("self")) {
+        (Some(host), Some(own)) if host != own && init.is_dir() => init,
+        _ => PathBuf::from("/"),
     }
+}
+
+/// The container runtimes' sockets that running kubelets are told to use: pid of the kubelet, and the path inside its root.
+pub(super) fn runtime_endpoints(proc: &Path) -> Vec<(u32, PathBuf)> {
+    let found =
+        kubelets(proc).into_iter().filter_map(|kubelet| Some((kubelet.pid, settings(proc, &kubelet)?.runtime?)));
+    found.collect()
 }
 
 /// What was found, without duplicates.
@@ -206,12 +213,7 @@ fn bounded_cmdline(path: &Path) -> Option<Vec<String>> {
 /// What one kubelet reads, by its command line and configuration. `None` when it is gone, or reads nothing and has no
 /// configuration that could change that.
 fn read_kubelet(proc: &Path, kubelet: &Kubelet) -> Option<Candidate> {
-    let dir = proc.join(kubelet.pid.to_string());
-    let root_path = dir.join("root");
-    let root = Root::open(&root_path, dir.join("mountinfo")).ok()?;
-    let cwd = std::fs::read_link(dir.join("cwd")).unwrap_or_else(|_| PathBuf::from("/"));
-    let mut settings = Settings::new(cwd);
-    settings.read(&root, kubelet.flavour, &kubelet.args);
+    let settings = settings(proc, kubelet)?;
     if settings.path.is_none() && settings.url.is_none() && settings.config_files.is_empty() {
         return None;
     }
@@ -223,10 +225,20 @@ fn read_kubelet(proc: &Path, kubelet: &Kubelet) -> Option<Candidate> {
         path,
         reason,
         kubelet: Some(kubelet.pid),
-        root: root_path,
+        root: proc.join(kubelet.pid.to_string()).join("root"),
         config_files: settings.config_files,
         url: settings.url,
     })
+}
+
+/// What a kubelet's command line and configuration say. `None` when it is gone.
+fn settings(proc: &Path, kubelet: &Kubelet) -> Option<Settings> {
+    let dir = proc.join(kubelet.pid.to_string());
+    let root = Root::open(&dir.join("root"), dir.join("mountinfo")).ok()?;
+    let cwd = std::fs::read_link(dir.join("cwd")).unwrap_or_else(|_| PathBuf::from("/"));
+    let mut settings = Settings::new(cwd);
+    settings.read(&root, kubelet.flavour, &kubelet.args);
+    Some(settings)
 }
 
 /// `path` made absolute and free of `.` and repeated slashes; `..` stays, for it may follow a link.
@@ -393,5 +405,32 @@ pub(super) mod tests {
         assert!(
             found.contains(&(PathBuf::from("/etc/kubernetes/manifests"), WatchReason::Default("kubeadm".to_owned())))
         );
+    }
+
+    #[test]
+    fn the_runtimes_socket_by_flag_over_configuration() {
+        let cases: [(&str, &[&str], &[&str]); 9] = [
+            ("kubelet", &["kubelet", "--container-runtime-endpoint=unix:///run/a.sock"], &["/run/a.sock"]),
+            ("kubelet", &["kubelet", "--container_runtime_endpoint", "/run/b.sock"], &["/run/b.sock"]),
+            ("kubelet", &["kubelet", "--config=/config"], &["/run/config.sock"]),
+            (
+                "kubelet",
+                &["kubelet", "--config=/config", "--container-runtime-endpoint=unix:///run/a.sock"],
+                &["/run/a.sock"],
+            ),
+            ("kubelet", &["kubelet", "--container-runtime-endpoint=tcp://127.0.0.1:1"], &[]),
+            ("kubelet", &["kubelet", "--container-runtime-endpoint=${SNAP}/x.sock"], &[]),
+            ("kubelet", &["kubelet"], &[]),
+            ("k3s", &["k3s", "server"], &["/run/k3s/containerd/containerd.sock"]),
+            ("k3s", &["k3s", "server", "--container-runtime-endpoint=unix:///run/a.sock"], &["/run/a.sock"]),
+        ];
+        for (exe, args, want) in cases {
+            let node = Node::new();
+            node.file("/config", "containerRuntimeEndpoint: unix:///run/config.sock");
+            node.process(7, &format!("/usr/bin/{exe}"), args);
+            let found = runtime_endpoints(&node.discovery().proc);
+            let want: Vec<_> = want.iter().map(|path| (7, PathBuf::from(path))).collect();
+            assert_eq!(found, want, "{args:?}");
+        }
     }
 }

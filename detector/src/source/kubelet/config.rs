@@ -1,4 +1,4 @@
-//! What a kubelet's command line and configuration say about static pods.
+//! What a kubelet's command line and configuration say about static pods and the container runtime.
 
 use std::path::{Path, PathBuf};
 
@@ -23,6 +23,8 @@ pub(super) struct Settings {
     pub url: Option<String>,
     pub url_reason: Option<WatchReason>,
     pub config_files: Vec<PathBuf>,
+    /// The container runtime's unix socket.
+    pub runtime: Option<PathBuf>,
 }
 
 /// The flags that matter; the last one of each counts.
@@ -36,12 +38,13 @@ struct Flags {
     args_file: Option<String>,
     /// k3s, rke2: where everything lives.
     data_dir: Option<String>,
+    runtime: Option<String>,
 }
 
 impl Settings {
     /// `cwd` is the kubelet's working directory, inside its root.
     pub fn new(cwd: PathBuf) -> Self {
-        Self { cwd, path: None, url: None, url_reason: None, config_files: Vec::new() }
+        Self { cwd, path: None, url: None, url_reason: None, config_files: Vec::new(), runtime: None }
     }
 
     /// Reads everything there is for a kubelet of that flavour.
@@ -75,6 +78,9 @@ impl Settings {
         if let Some(url) = flags.manifest_url {
             self.set_url(&url, WatchReason::KubeletFlag);
         }
+        if let Some(endpoint) = flags.runtime {
+            self.runtime = unix_socket(&endpoint);
+        }
     }
 
     /// k3s and rke2 give their kubelet a directory below the data directory; `--kubelet-arg` overrides.
@@ -83,8 +89,11 @@ impl Settings {
         let data = outer.data_dir.unwrap_or_else(|| format!("/var/lib/rancher/{flavour}"));
         let agent = absolute(Path::new(&data), &self.cwd).join("agent");
         self.path = Some((agent.join("pod-manifests"), WatchReason::Default(flavour.to_owned())));
+        // They run a containerd of their own, and tell kubelet where it is, unless they are given another runtime.
+        self.runtime = Some(PathBuf::from("/run/k3s/containerd/containerd.sock"));
         let kubelet_args: Vec<String> = values(args, "kubelet-arg").map(|arg| format!("--{arg}")).collect();
         let mut inner = flags(&kubelet_args);
+        inner.runtime = inner.runtime.or(outer.runtime);
         if inner.config_dir.is_none() {
             // Since 1.32 they configure kubelet through drop-ins.
             inner.config_dir = agent.join("etc/kubelet.conf.d").to_str().map(str::to_owned);
@@ -119,6 +128,9 @@ impl Settings {
         if let Some(url) = setting(&document, "staticPodURL") {
             self.set_url(url, reason());
         }
+        if let Some(endpoint) = setting(&document, "containerRuntimeEndpoint") {
+            self.runtime = unix_socket(endpoint);
+        }
     }
 
     fn set_url(&mut self, url: &str, reason: WatchReason) {
@@ -137,6 +149,12 @@ fn setting<'a>(document: &'a Node, key: &str) -> Option<&'a str> {
         Node::Null => Some(""),
         _ => None,
     }
+}
+
+/// `unix:///run/x.sock`, or the path alone; other endpoints (`tcp://`, a path with a variable) are not asked.
+fn unix_socket(endpoint: &str) -> Option<PathBuf> {
+    let path = Path::new(endpoint.strip_prefix("unix://").unwrap_or(endpoint));
+    (path.is_absolute() && endpoint.len() <= MAX_URL).then(|| path.to_path_buf())
 }
 
 fn non_empty(text: &str) -> Option<&str> {
@@ -183,6 +201,7 @@ fn flags(args: &[String]) -> Flags {
         config_dir: last("config-dir"),
         args_file: last("kubelet-args-file"),
         data_dir: last("data-dir").or_else(|| short(args, "-d")),
+        runtime: last("container-runtime-endpoint"),
     }
 }
 
