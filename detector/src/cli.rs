@@ -5,7 +5,10 @@ use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode, time::Instant};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
-    doctor, drill, run,
+    context::image,
+    doctor, drill,
+    record::Policy,
+    run,
     sink::{Format, Stdout},
     source::{
         kernel::{self, hooks::Backend},
@@ -68,6 +71,12 @@ pub struct Source {
     /// See acts by this backend only [default: the best that this kernel lets attach]
     #[arg(long, value_name = "BACKEND")]
     pub hooks: Option<Hooks>,
+    /// Digest of an image (sha256:...) that is a pause image beside the Kubernetes project's own; may be given several times
+    #[arg(long = "pause-digest", value_name = "DIGEST", value_parser = pause_digest)]
+    pub pause_digests: Vec<String>,
+    /// SHA-256 of a pause program; with one or more, pods whose pause is none of them are alerts; may be given several times
+    #[arg(long = "pause-binary", value_name = "SHA256", value_parser = pause_binary)]
+    pub pause_binaries: Vec<String>,
     /// The node's name in alerts [default: the host's name]
     #[arg(long, value_name = "NAME")]
     pub node_name: Option<String>,
@@ -172,6 +181,7 @@ impl Source {
             },
             node: self.node_name.clone(),
             deny: None,
+            policy: Policy { pause_digests: self.pause_digests.clone(), pause_binaries: self.pause_binaries.clone() },
         }
     }
 }
@@ -187,6 +197,12 @@ impl Source {
         }
         for hook in &self.without_hooks {
             add("--without-hook", hook.as_ref());
+        }
+        for digest in &self.pause_digests {
+            add("--pause-digest", digest.as_ref());
+        }
+        for binary in &self.pause_binaries {
+            add("--pause-binary", binary.as_ref());
         }
         if let Some(hooks) = self.hooks {
             add("--hooks", Backend::from(hooks).name().as_ref());
@@ -213,6 +229,22 @@ fn trust(text: &str) -> Result<live::Trust, String> {
         None => (text, None),
     };
     Ok(live::Trust { path: path.into(), sha256 })
+}
+
+fn pause_digest(text: &str) -> Result<String, String> {
+    let digest = text.to_ascii_lowercase();
+    match image::digest(&digest) {
+        Some(digest) => Ok(digest),
+        None => Err("not a digest: sha256: and 64 hex digits, as in `crictl images --digests`".to_owned()),
+    }
+}
+
+fn pause_binary(text: &str) -> Result<String, String> {
+    let binary = text.to_ascii_lowercase();
+    if !image::is_sha256(&binary) {
+        return Err("not a SHA-256: 64 hex digits, as in the output of `sha256sum`".to_owned());
+    }
+    Ok(binary)
 }
 
 fn hook_name(name: &str) -> Result<String, String> {

@@ -5,8 +5,8 @@ use crate::{
     context::{Context, container::Container},
     decode,
     detect::{
-        Detector, Finding, around::Around, blocked::Blocked, container_exec::ContainerExec, impair::Impair,
-        static_pod::StaticPod,
+        Detector, Finding, around::Around, blocked::Blocked, container_exec::ContainerExec,
+        image_arrival::ImageArrivals, impair::Impair, pause::Pause, static_pod::StaticPod,
     },
     record::{Body, Record},
 };
@@ -40,6 +40,8 @@ impl Pipeline {
                 Box::<StaticPod>::default(),
                 Box::<Around>::default(),
                 Box::<Blocked>::default(),
+                Box::<ImageArrivals>::default(),
+                Box::<Pause>::default(),
                 Box::<Impair>::default(),
                 Box::<ContainerExec>::default(),
             ],

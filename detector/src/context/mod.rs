@@ -2,6 +2,7 @@
 
 pub mod cgroup;
 pub mod container;
+pub mod image;
 pub mod process;
 
 use crate::{
@@ -9,6 +10,7 @@ use crate::{
     context::{
         cgroup::Cgroups,
         container::{Container, Containers, FirstExecs, Namespaces},
+        image::Images,
         process::Processes,
     },
     decode::Event,
@@ -23,13 +25,17 @@ pub struct Context {
     pub cgroups: Cgroups,
     pub containers: Containers,
     pub first_execs: FirstExecs,
+    pub images: Images,
 }
 
 impl Context {
     /// Learns from a record, before detection sees it. `event` is the decoded form of a kernel record.
     pub fn learn(&mut self, time: BootNs, body: &Body, event: Option<&Event>) {
         match body {
-            Body::Start(start) => self.start = start.clone(),
+            Body::Start(start) => {
+                self.images.policy(&start.policy);
+                self.start = start.clone();
+            }
             Body::Process(seed) => {
                 self.processes.seed(seed);
                 let key = ProcessKey { pid: seed.pid, start: seed.start };
@@ -38,6 +44,9 @@ impl Context {
             }
             Body::Cgroup { id, path } => self.cgroups.insert(*id, path),
             Body::Container(info) => self.container(info),
+            Body::Image(image) => self.images.arrived(image),
+            Body::ImageNames(names) => self.images.named(names),
+            Body::PauseConfig(config) => self.images.configured(config),
             Body::Tick => self.containers.forget(time),
             _ => {}
         }

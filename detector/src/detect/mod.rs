@@ -3,8 +3,11 @@
 pub mod around;
 pub mod blocked;
 pub mod container_exec;
+pub mod image_arrival;
 pub mod impair;
+pub mod pause;
 pub mod static_pod;
+mod stored;
 pub mod technique;
 
 use crate::{

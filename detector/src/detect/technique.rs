@@ -18,6 +18,22 @@ pub static DETECTOR_TAMPERING: Technique = Technique {
     microsoft: &[],
 };
 
+pub static MALICIOUS_PAUSE: Technique = Technique {
+    id: "malicious-pause-container",
+    name: "Malicious Pause Container",
+    tactic: "Persistence",
+    attack: &["T1525", "T1543.005"],
+    microsoft: &["MS-TA9012"],
+};
+
+pub static SUPPLY_CHAIN: Technique = Technique {
+    id: "supply-chain-compromise",
+    name: "Supply Chain Compromise",
+    tactic: "Initial Access",
+    attack: &["T1195.002", "T1525"],
+    microsoft: &["MS-TA9002"],
+};
+
 pub static CONTAINER_EXEC: Technique = Technique {
     id: "container-exec",
     name: "Exec into container",

@@ -92,6 +92,9 @@ pub struct ImageArrival {
     pub layers: u32,
     /// Path of the blob in the store.
     pub path: String,
+    /// It did not come just now: it was there when the agent started, and is told because it is a pause image's.
+    #[serde(default)]
+    pub present: bool,
     /// Why nothing more is known.
     pub unreadable: Option<String>,
 }

@@ -1,7 +1,7 @@
 //! The live source: kernel, `/proc` and the manifest view as one ordered stream.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::Read as _,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -10,10 +10,12 @@ use std::{
 use detector_common::{hook, kind, syscall, watch};
 
 use crate::{
+    context::image::{PAUSE, is_sha256},
     decode::{self, Event},
-    record::{Body, BootNs, ContainerInfo, InodeKey, Record},
+    record::{Body, BootNs, ContainerInfo, ContainerRole, InodeKey, Policy, ProcessKey, Record, Start},
     source::{
         bundle::Bundles,
+        images::{self, Images},
         kernel::{self, Kernel, KernelError, Raw},
         kubelet::Discovery,
         manifest::{Batch, Trigger, TriggerKind, View},
@@ -39,6 +41,8 @@ pub struct Options {
     pub node: Option<String>,
     /// Refuse changes of what is watched, except by these programs.
     pub deny: Option<Vec<Trust>>,
+    /// What the user knows to be good.
+    pub policy: Policy,
 }
 
 /// A program that may change manifests under `--deny`.
@@ -86,6 +90,11 @@ pub struct Live {
     view: View,
     bundles: Bundles,
     identity: Identity,
+    images: Images,
+    /// Cgroups of the sandboxes that run.
+    sandboxes: BTreeSet<u64>,
+    /// Mount namespace of the host.
+    host_mnt: u32,
     seq: u64,
     raws: Vec<Raw>,
     warnings: Vec<String>,
@@ -118,6 +127,9 @@ impl Live {
             view: View::new(options.discovery.clone()),
             bundles: Bundles::default(),
             identity: Identity::default(),
+            images: Images::new(images::Where::default()),
+            sandboxes: BTreeSet::new(),
+            host_mnt: 0,
             seq: 0,
             raws: Vec::new(),
             warnings: Vec::new(),
@@ -128,7 +140,14 @@ impl Live {
             next_tick: BootNs(now.0 + TICK_NS),
             kernel,
         };
-        live.push(out, now, Body::Start(proc::start(live.kernel.hooks(), options.node.clone())));
+        let start = Start { policy: options.policy.clone(), ..proc::start(live.kernel.hooks(), options.node.clone()) };
+        live.host_mnt = start.host_mnt_ns;
+        live.push(out, now, Body::Start(start));
+        let shipped = PAUSE.iter().map(|known| known.digest.clone());
+        let pauses: Vec<_> = shipped.chain(options.policy.pause_digests.iter().cloned()).collect();
+        for body in live.images.start(&pauses, now) {
+            live.push(out, now, body);
+        }
         // Containers before processes: which of them is a container's first is told by the order of their starts.
         live.bundles.learn_from_shims();
         let proc::Seeds { cgroups, processes } = proc::seed()?;
@@ -136,11 +155,16 @@ impl Live {
             let container = live.bundles.container(id, &path, None);
             live.push(out, proc::now(), Body::Cgroup { id, path });
             if let Some(container) = container {
-                live.push(out, proc::now(), Body::Container(Box::new(container)));
+                live.container(container, proc::now(), out)?;
             }
         }
         for process in processes {
+            let key = ProcessKey { pid: process.pid, start: process.start };
+            let pause = live.sandboxes.contains(&process.cgroup_id) && process.mnt_ns != live.host_mnt;
             live.push(out, proc::now(), Body::Process(process));
+            if pause {
+                live.executed(key, out);
+            }
         }
         let batch = live.view.start(proc::now());
         live.apply(batch, out)?;
@@ -165,7 +189,7 @@ impl Live {
     /// How long nothing needs to be done unless a descriptor of the kernel source becomes readable.
     #[must_use]
     pub fn idle(&self) -> Duration {
-        let next = self.view.deadline().min(self.next_drain).min(self.next_tick);
+        let next = self.view.deadline().min(self.images.deadline()).min(self.next_drain).min(self.next_tick);
         Duration::from_nanos(next.0.saturating_sub(proc::now().0))
     }
 
@@ -179,9 +203,12 @@ impl Live {
     /// # Errors
     /// When the kernel's maps refuse.
     pub fn step(&mut self, out: &mut Vec<Record>) -> Result<(), LiveError> {
-        self.drain(out);
+        self.drain(out)?;
         let now = proc::now();
-        let batch = self.view.poll(now);
+        let mut batch = self.view.poll(now);
+        let images = self.images.poll(now);
+        batch.bodies.extend(images.bodies);
+        batch.watch_changed |= images.watch_changed;
         self.apply(batch, out)?;
         if now >= self.next_tick {
             self.next_tick = BootNs(now.0 + TICK_NS);
@@ -206,20 +233,24 @@ impl Live {
     }
 
     /// Empties the rings, and lets the view know what may have changed.
-    fn drain(&mut self, out: &mut Vec<Record>) {
+    fn drain(&mut self, out: &mut Vec<Record>) -> Result<(), LiveError> {
         let mut raws = std::mem::take(&mut self.raws);
         self.kernel.drain(&mut raws);
         let now = proc::now();
         for raw in raws.drain(..) {
             let time = BootNs(raw.time_ns);
-            let container = self.notice(&raw, now);
+            let (container, executed) = self.notice(&raw, now)?;
             self.push(out, time, Body::Kernel { raw: raw.bytes });
             if let Some(container) = container {
-                self.push(out, time, Body::Container(Box::new(container)));
+                self.container(container, time, out)?;
+            }
+            if let Some(process) = executed {
+                self.executed(process, out);
             }
         }
         self.raws = raws;
         self.next_drain = BootNs(now.0 + if now < self.eager_until { EAGER_DRAIN_NS } else { DRAIN_NS });
+        Ok(())
     }
 
     /// Passes on what the view found. The acts behind it are in the rings by now: they go first.
@@ -230,7 +261,7 @@ impl Live {
             for device in proc::devices_under(set.keys()) {
                 set.insert(InodeKey { dev: device, ino: 0 }, watch::BLOCK);
             }
-            for (inode, flags) in &self.protected {
+            for (inode, flags) in self.protected.iter().chain(self.images.watch_set()) {
                 *set.entry(*inode).or_insert(0) |= flags;
             }
             self.kernel.watch(&set, self.view.depth())?;
@@ -252,7 +283,7 @@ impl Live {
             }
         }
         if !batch.bodies.is_empty() {
-            self.drain(out);
+            self.drain(out)?;
             let now = proc::now();
             for body in batch.bodies {
                 self.push(out, now, body);
@@ -261,34 +292,85 @@ impl Live {
         Ok(())
     }
 
-    /// Triggers the view where a kernel record may mean a change of what kubelet reads; yields what is known of a container
-    /// whose cgroup was just made.
-    fn notice(&mut self, raw: &Raw, now: BootNs) -> Option<ContainerInfo> {
-        let header = decode::header(&raw.bytes).ok()?;
+    /// A container is known: where it is a sandbox, the kernel tells what its tasks do.
+    fn container(&mut self, info: ContainerInfo, time: BootNs, out: &mut Vec<Record>) -> Result<(), LiveError> {
+        if let (ContainerRole::Sandbox, Some(cgroup)) = (info.role, info.cgroup_id)
+            && self.sandboxes.insert(cgroup)
+        {
+            self.kernel.sandboxes(&self.sandboxes)?;
+        }
+        self.push(out, time, Body::Container(Box::new(info)));
+        Ok(())
+    }
+
+    /// A process in a sandbox has begun to execute something.
+    fn executed(&mut self, process: ProcessKey, out: &mut Vec<Record>) {
+        let file = self.images.executed(process);
+        self.push(out, proc::now(), Body::Executed(file));
+    }
+
+    /// Triggers the views where a kernel record may mean a change of what they look at. Yields what is known of a container
+    /// whose cgroup was just made, and a process in a sandbox that began to execute something.
+    fn notice(&mut self, raw: &Raw, now: BootNs) -> Result<(Option<ContainerInfo>, Option<ProcessKey>), LiveError> {
+        let nothing = Ok((None, None));
+        let Ok(header) = decode::header(&raw.bytes) else { return nothing };
         if matches!(header.kind, kind::FORK | kind::EXIT) {
-            return None;
+            return nothing;
         }
-        let event = decode::event(&raw.bytes).ok()?;
-        if let Event::Cgroup { event, path } = &event {
-            let started = Instant::now();
-            let container = self.bundles.container(event.id, path, Some(event.header.tgid));
-            if container.is_some() {
-                self.identity.took(started.elapsed());
+        let Ok(event) = decode::event(&raw.bytes) else { return nothing };
+        match &event {
+            Event::Cgroup { event, path } => {
+                let started = Instant::now();
+                let container = self.bundles.container(event.id, path, Some(event.header.tgid));
+                if container.is_some() {
+                    self.identity.took(started.elapsed());
+                }
+                return Ok((container, None));
             }
-            return container;
-        }
-        if let Event::Exec(exec) = &event {
-            self.bundles.learn(&exec.argv);
-            if Path::new(&exec.path).file_name().is_some_and(|name| runs_kubelet(&name.to_string_lossy())) {
-                self.view.rediscover();
+            Event::CgroupGone(gone) => {
+                if self.sandboxes.remove(&gone.id) {
+                    self.kernel.sandboxes(&self.sandboxes)?;
+                }
             }
-            return None;
+            Event::Exec(exec) => {
+                self.bundles.learn(&exec.argv);
+                if Path::new(&exec.path).file_name().is_some_and(|name| runs_kubelet(&name.to_string_lossy())) {
+                    self.view.rediscover();
+                }
+                if matches!(exec.path.rsplit('/').next(), Some("containerd" | "crio" | "kubelet")) {
+                    self.images.rediscover();
+                }
+                let inside = self.sandboxes.contains(&header.cgroup) && header.mnt_ns != self.host_mnt;
+                return Ok((None, inside.then(|| ProcessKey::from_ns(header.tgid, header.start_ns))));
+            }
+            Event::Namespaces(_) => self.eager_until = BootNs(now.0 + EAGER_NS),
+            _ if self.stored(&event, now) => {}
+            _ => self.trigger(&event, now),
         }
-        if matches!(event, Event::Namespaces(_)) {
-            self.eager_until = BootNs(now.0 + EAGER_NS);
+        nothing
+    }
+
+    /// Whether an event is about image stores and configurations of runtimes, or sandboxes, alone.
+    fn stored(&mut self, event: &Event, now: BootNs) -> bool {
+        let (dir, name, watch) = match event {
+            Event::Open(open) | Event::Write(open) | Event::Map(open) => {
+                (InodeKey { dev: open.event.dev, ino: open.event.parent_ino }, &open.path, open.event.watch)
+            }
+            Event::Entry(entry) => (InodeKey { dev: entry.dev, ino: entry.to_dir_ino }, &entry.names[1], entry.watch),
+            Event::Path(call) => {
+                (InodeKey { dev: call.event.dev, ino: call.event.ino }, &call.paths[1], call.event.watch)
+            }
+            _ => return false,
+        };
+        let name = name.rsplit('/').next().unwrap_or_default();
+        // Without the change hooks a path call says what it was told, and not what it touched.
+        let hint = matches!(event, Event::Path(_)) && watch == 0 && (is_sha256(name) || name == "images.json");
+        if watch & watch::STORE != 0 || hint {
+            // A rename touches two directories, of which one is named.
+            let certain = matches!(event, Event::Entry(_));
+            self.images.acted(certain.then_some(dir), name, now);
         }
-        self.trigger(&event, now);
-        None
+        watch != 0 && watch & !(watch::STORE | watch::SANDBOX) == 0
     }
 
     fn trigger(&mut self, event: &Event, now: BootNs) {

@@ -2,6 +2,7 @@
 
 pub mod bundle;
 pub mod cri;
+pub mod images;
 pub mod kernel;
 pub mod kubelet;
 pub mod live;

@@ -230,6 +230,16 @@ fn explains(what: &What, change: &ManifestChange) -> Option<Score> {
 }
 
 fn act(event: &Event) -> Option<(&'static str, What, String)> {
+    let watched = match event {
+        Event::Open(open) | Event::Write(open) | Event::Map(open) => open.event.watch,
+        Event::Entry(entry) => entry.watch,
+        Event::Path(call) => call.event.watch,
+        _ => 0,
+    };
+    // Image stores and sandboxes are others' concern.
+    if watched != 0 && watched & !(watch::STORE | watch::SANDBOX) == 0 {
+        return None;
+    }
     Some(match event {
         Event::Open(open) => {
             ("open", file(open), format!("{} for writing: {}", call(open.event.syscall, false), shown(&open.path)))

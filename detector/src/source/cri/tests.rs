@@ -93,20 +93,20 @@ impl Asked {
     }
 
     fn containers(&self) -> Vec<&ContainerInfo> {
-        let container = |answer| match answer {
+        let containers = self.got.iter().filter_map(|answer| match answer {
             Answer::Container(info) => Some(&**info),
             _ => None,
-        };
-        self.got.iter().filter_map(container).collect()
+        });
+        containers.collect()
     }
 }
 
 fn warnings(got: &[Answer]) -> Vec<&str> {
-    let warning = |answer| match answer {
+    let warnings = got.iter().filter_map(|answer| match answer {
         Answer::Warning(text) => Some(text.as_str()),
         _ => None,
-    };
-    got.iter().filter_map(warning).collect()
+    });
+    warnings.collect()
 }
 
 /// What a runtime does when it is called.

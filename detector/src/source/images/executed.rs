@@ -1,0 +1,136 @@
+//! Hashes of what processes execute.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fs::File,
+    io::{self, Read as _},
+    os::unix::fs::MetadataExt as _,
+};
+
+use sha2::{Digest as _, Sha256};
+
+use crate::record::{ExecutedFile, ProcessKey};
+
+/// Largest executable that is read: a pause binary has less than one MiB.
+pub const SIZE_MAX: u64 = 16 << 20;
+/// Most hashes remembered.
+const CACHE_MAX: usize = 1024;
+
+/// A file as it was when it was read: device, inode, size, and modification time in ns.
+type FileKey = (u64, u64, u64, i128);
+
+/// Reads executables, each once.
+#[derive(Debug, Default)]
+pub struct Executables {
+    hashes: BTreeMap<FileKey, String>,
+    order: VecDeque<FileKey>,
+}
+
+impl Executables {
+    /// What this very process executes, read through `/proc/<pid>/exe`.
+    #[must_use]
+    pub fn executed(&mut self, process: ProcessKey) -> ExecutedFile {
+        let (size, result) = self.hash(process);
+        let (sha256, unreadable) = match result {
+            Ok(sha256) => (Some(sha256), None),
+            Err(error) => (None, Some(format!("/proc/{}/exe: {error}", process.pid))),
+        };
+        ExecutedFile { process, sha256, size, unreadable }
+    }
+
+    /// The size, as far as it is known (0 when it is not), and the hash.
+    fn hash(&mut self, process: ProcessKey) -> (u64, io::Result<String>) {
+        let opened = File::open(format!("/proc/{}/exe", process.pid)).and_then(|file| {
+            // The pid may be another process's by now.
+            if start(process.pid)? != process.start {
+                return Err(io::Error::new(io::ErrorKind::NotFound, "the process is gone"));
+            }
+            Ok((file.metadata()?, file))
+        });
+        let (metadata, mut file) = match opened {
+            Ok(opened) => opened,
+            Err(error) => return (0, Err(error)),
+        };
+        let size = metadata.size();
+        if size > SIZE_MAX {
+            return (size, Err(io::Error::other(format!("larger than {} MiB", SIZE_MAX >> 20))));
+        }
+        let modified = i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());
+        let key = (metadata.dev(), metadata.ino(), size, modified);
+        if let Some(known) = self.hashes.get(&key) {
+            return (size, Ok(known.clone()));
+        }
+        let hashed = hash(&mut file);
+        if let Ok(sha256) = &hashed {
+            if self.order.len() >= CACHE_MAX
+                && let Some(oldest) = self.order.pop_front()
+            {
+                self.hashes.remove(&oldest);
+            }
+            self.order.push_back(key);
+            self.hashes.insert(key, sha256.clone());
+        }
+        // What cannot be read is no large file.
+        (if hashed.is_ok() { size } else { 0 }, hashed)
+    }
+}
+
+fn hash(file: &mut File) -> io::Result<String> {
+    let mut hasher = Sha256::new();
+    let mut chunk = vec![0; 64 * 1024];
+    let mut left = SIZE_MAX;
+    // A file may grow while it is read.
+    while left > 0 {
+        match file.read(&mut chunk)? {
+            0 => return Ok(hex(&hasher.finalize())),
+            len => {
+                hasher.update(&chunk[..len]);
+                left = left.saturating_sub(len as u64);
+            }
+        }
+    }
+    Err(io::Error::other("it grew while it was read"))
+}
+
+/// Lower-case hex.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Start of a process in clock ticks.
+fn start(pid: u32) -> io::Result<u64> {
+    let pid = i32::try_from(pid).map_err(io::Error::other)?;
+    let stat = procfs::process::Process::new(pid).and_then(|process| process.stat()).map_err(io::Error::other)?;
+    Ok(stat.starttime)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_running_program_is_hashed_once_and_another_process_of_its_pid_is_not() {
+        let pid = std::process::id();
+        let own = ProcessKey { pid, start: start(pid).unwrap() };
+        let mut executables = Executables::default();
+        let mut file = File::open("/bin/sleep").unwrap();
+        let wanted = hash(&mut file).unwrap();
+        let mut child = std::process::Command::new("/bin/sleep").arg("60").spawn().unwrap();
+        let sleeping = ProcessKey { pid: child.id(), start: start(child.id()).unwrap() };
+        // The child may not have executed yet.
+        let found = (0..500)
+            .map(|_| {
+                std::thread::sleep(std::time::Duration::from_millis(2));
+                executables.executed(sleeping)
+            })
+            .find(|found| found.sha256.as_deref() == Some(&wanted));
+        let other = ProcessKey { start: own.start + 1, ..own };
+        let gone = executables.executed(other);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(found.unwrap().size, std::fs::metadata("/bin/sleep").unwrap().len());
+        assert_eq!((gone.sha256, gone.size), (None, 0));
+        assert!(gone.unreadable.unwrap().contains("gone"));
+    }
+}
