@@ -77,6 +77,13 @@ pub struct Source {
     /// SHA-256 of a pause program; with one or more, pods whose pause is none of them are alerts; may be given several times
     #[arg(long = "pause-binary", value_name = "SHA256", value_parser = pause_binary)]
     pub pause_binaries: Vec<String>,
+    /// Ask the container runtime behind this socket about containers and images; may be given several times [default: the
+    /// sockets that running kubelets use, and the usual ones]
+    #[arg(long = "cri-socket", value_name = "PATH")]
+    pub cri_sockets: Vec<PathBuf>,
+    /// Ask no container runtime: containers are known by their bundles alone
+    #[arg(long, conflicts_with = "cri_sockets")]
+    pub no_cri: bool,
     /// The node's name in alerts [default: the host's name]
     #[arg(long, value_name = "NAME")]
     pub node_name: Option<String>,
@@ -181,6 +188,7 @@ impl Source {
             },
             node: self.node_name.clone(),
             deny: None,
+            cri: (!self.no_cri).then(|| self.cri_sockets.clone()),
             policy: Policy { pause_digests: self.pause_digests.clone(), pause_binaries: self.pause_binaries.clone() },
         }
     }
@@ -204,6 +212,9 @@ impl Source {
         for binary in &self.pause_binaries {
             add("--pause-binary", binary.as_ref());
         }
+        for socket in &self.cri_sockets {
+            add("--cri-socket", socket.as_os_str());
+        }
         if let Some(hooks) = self.hooks {
             add("--hooks", Backend::from(hooks).name().as_ref());
         }
@@ -215,6 +226,9 @@ impl Source {
         }
         if self.no_default_dirs {
             arguments.push("--no-default-dirs".into());
+        }
+        if self.no_cri {
+            arguments.push("--no-cri".into());
         }
         arguments
     }

@@ -3,12 +3,16 @@
 use std::{
     collections::BTreeMap,
     io::{self, Write as _},
+    os::fd::RawFd,
     time::Instant,
 };
 
 use serde::Serialize;
 use tokio::{
-    io::{Interest, unix::AsyncFd},
+    io::{
+        Interest,
+        unix::{AsyncFd, AsyncFdReadyGuard},
+    },
     signal::unix::{SignalKind, signal},
 };
 
@@ -55,6 +59,9 @@ pub fn run(options: &live::Options, mut sink: Stdout, started: Instant) -> anyho
         let [alerting, context] =
             live.kernel().fds().map(|fd| unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) });
         let (alerting, context) = (alerting.map_err(io::Error::from)?, context.map_err(io::Error::from)?);
+        // SAFETY: as above.
+        let runtimes = live.runtimes_fd().map(|fd| unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) });
+        let runtimes = runtimes.transpose().map_err(io::Error::from)?;
         let hooks = live.kernel().hooks();
         for hook in hooks.iter().filter(|hook| hook.backend.is_none()) {
             eprintln!("degraded: hook {}: {}", hook.name, hook.reason.as_deref().unwrap_or("not attached"));
@@ -67,6 +74,7 @@ pub fn run(options: &live::Options, mut sink: Stdout, started: Instant) -> anyho
             tokio::select! {
                 ready = alerting.readable() => ready?.clear_ready(),
                 ready = context.readable() => ready?.clear_ready(),
+                ready = answered(runtimes.as_ref()) => ready?.clear_ready(),
                 () = tokio::time::sleep(live.idle()) => {}
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
@@ -84,6 +92,14 @@ pub fn run(options: &live::Options, mut sink: Stdout, started: Instant) -> anyho
         writeln!(io::stderr(), "stats: {}", serde_json::to_string(&stats)?)?;
         Ok(())
     })
+}
+
+/// When container runtimes have answered; never without any.
+async fn answered(runtimes: Option<&AsyncFd<RawFd>>) -> io::Result<AsyncFdReadyGuard<'_, RawFd>> {
+    match runtimes {
+        Some(runtimes) => runtimes.readable().await,
+        None => std::future::pending().await,
+    }
 }
 
 fn pass_on(

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::Read as _,
+    os::fd::RawFd,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -21,6 +22,7 @@ use crate::{
         manifest::{Batch, Trigger, TriggerKind, View},
         proc,
         root::{self, Root},
+        runtimes::Runtimes,
     },
 };
 
@@ -43,6 +45,8 @@ pub struct Options {
     pub deny: Option<Vec<Trust>>,
     /// What the user knows to be good.
     pub policy: Policy,
+    /// Sockets of container runtimes; empty to look for them, `None` to ask nobody.
+    pub cri: Option<Vec<PathBuf>>,
 }
 
 /// A program that may change manifests under `--deny`.
@@ -80,6 +84,8 @@ pub enum LiveError {
     Kernel(#[from] KernelError),
     #[error("listing processes: {0}. Is /proc mounted?")]
     Proc(#[from] procfs::ProcError),
+    #[error("asking container runtimes: {0}")]
+    Cri(std::io::Error),
     #[error("--trust {}: {why}", path.display())]
     Trust { path: PathBuf, why: String },
 }
@@ -91,6 +97,7 @@ pub struct Live {
     bundles: Bundles,
     identity: Identity,
     images: Images,
+    runtimes: Option<Runtimes>,
     /// Cgroups of the sandboxes that run.
     sandboxes: BTreeSet<u64>,
     /// Mount namespace of the host.
@@ -128,6 +135,7 @@ impl Live {
             bundles: Bundles::default(),
             identity: Identity::default(),
             images: Images::new(images::Where::default()),
+            runtimes: None,
             sandboxes: BTreeSet::new(),
             host_mnt: 0,
             seq: 0,
@@ -158,6 +166,10 @@ impl Live {
                 live.container(container, proc::now(), out)?;
             }
         }
+        // Which asks for everything that is there.
+        if let Some(sockets) = &options.cri {
+            live.runtimes = Some(Runtimes::start(sockets, &options.discovery.proc).map_err(LiveError::Cri)?);
+        }
         for process in processes {
             let key = ProcessKey { pid: process.pid, start: process.start };
             let pause = live.sandboxes.contains(&process.cgroup_id) && process.mnt_ns != live.host_mnt;
@@ -180,6 +192,12 @@ impl Live {
         &self.kernel
     }
 
+    /// Readable when container runtimes have answered.
+    #[must_use]
+    pub fn runtimes_fd(&self) -> Option<RawFd> {
+        self.runtimes.as_ref().map(Runtimes::fd)
+    }
+
     /// What looking containers up has cost.
     #[must_use]
     pub fn identity(&self) -> Identity {
@@ -189,7 +207,9 @@ impl Live {
     /// How long nothing needs to be done unless a descriptor of the kernel source becomes readable.
     #[must_use]
     pub fn idle(&self) -> Duration {
-        let next = self.view.deadline().min(self.images.deadline()).min(self.next_drain).min(self.next_tick);
+        let runtimes = self.runtimes.as_ref().map_or(BootNs(u64::MAX), Runtimes::deadline);
+        let next =
+            self.view.deadline().min(self.images.deadline()).min(runtimes).min(self.next_drain).min(self.next_tick);
         Duration::from_nanos(next.0.saturating_sub(proc::now().0))
     }
 
@@ -207,6 +227,12 @@ impl Live {
         let now = proc::now();
         let mut batch = self.view.poll(now);
         let images = self.images.poll(now);
+        if let Some(runtimes) = &mut self.runtimes {
+            if images.bodies.iter().any(|body| matches!(body, Body::Image(_))) {
+                runtimes.image_arrived(now);
+            }
+            batch.bodies.extend(runtimes.poll(now, &mut self.warnings));
+        }
         batch.bodies.extend(images.bodies);
         batch.watch_changed |= images.watch_changed;
         self.apply(batch, out)?;
@@ -299,6 +325,9 @@ impl Live {
         {
             self.kernel.sandboxes(&self.sandboxes)?;
         }
+        if let Some(runtimes) = &self.runtimes {
+            runtimes.appeared(&info);
+        }
         self.push(out, time, Body::Container(Box::new(info)));
         Ok(())
     }
@@ -334,11 +363,15 @@ impl Live {
             }
             Event::Exec(exec) => {
                 self.bundles.learn(&exec.argv);
-                if Path::new(&exec.path).file_name().is_some_and(|name| runs_kubelet(&name.to_string_lossy())) {
+                let name = exec.path.rsplit('/').next().unwrap_or_default();
+                if runs_kubelet(name) {
                     self.view.rediscover();
                 }
-                if matches!(exec.path.rsplit('/').next(), Some("containerd" | "crio" | "kubelet")) {
+                if runs_kubelet(name) || matches!(name, "containerd" | "crio" | "cri-dockerd") {
                     self.images.rediscover();
+                    if let Some(runtimes) = &mut self.runtimes {
+                        runtimes.look_again(now);
+                    }
                 }
                 let inside = self.sandboxes.contains(&header.cgroup) && header.mnt_ns != self.host_mnt;
                 return Ok((None, inside.then(|| ProcessKey::from_ns(header.tgid, header.start_ns))));

@@ -9,3 +9,4 @@ pub mod live;
 pub mod manifest;
 pub mod proc;
 mod root;
+pub mod runtimes;
