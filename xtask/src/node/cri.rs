@@ -32,6 +32,14 @@ struct CreateContainerRequest {
 struct PodSandboxConfig {
     #[prost(message, optional, tag = "1")]
     metadata: Option<PodSandboxMetadata>,
+    #[prost(message, optional, tag = "8")]
+    linux: Option<LinuxPodSandboxConfig>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct LinuxPodSandboxConfig {
+    #[prost(string, tag = "1")]
+    cgroup_parent: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -118,6 +126,8 @@ pub struct Sandbox {
     pub name: String,
     pub uid: String,
     pub namespace: String,
+    /// The pod's cgroup, which its containers are made in.
+    pub cgroup: String,
 }
 
 /// A connection; clones share it.
@@ -171,6 +181,7 @@ impl Cri {
                     uid: sandbox.uid.clone(),
                     namespace: sandbox.namespace.clone(),
                 }),
+                linux: Some(LinuxPodSandboxConfig { cgroup_parent: sandbox.cgroup.clone() }),
             }),
         };
         Ok(self.call::<_, Id>("RuntimeService/CreateContainer", request).await?.id)

@@ -85,11 +85,13 @@ impl Pod {
         let config: Value = serde_json::from_slice(&fs::read(&config).with_context(|| config.display().to_string())?)?;
         let id =
             config["annotations"]["io.kubernetes.cri.sandbox-id"].as_str().context("a container without sandbox")?;
+        let cgroup = config["linux"]["cgroupsPath"].as_str().and_then(|path| Some(path.rsplit_once('/')?.0));
         Ok(Sandbox {
             id: id.to_owned(),
             name: self.name.clone(),
             uid: self.uid.clone(),
             namespace: self.namespace.clone(),
+            cgroup: cgroup.context("a container without cgroup")?.to_owned(),
         })
     }
 

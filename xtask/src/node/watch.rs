@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use super::{
     daemons::{Node, confined},
+    host::NAME,
     pods::Pod,
 };
 use crate::bench::agent::Agent;
@@ -38,9 +39,7 @@ impl Watch {
     /// When it does not start, with what it said.
     pub fn start(node: &Node, args: &[&str]) -> anyhow::Result<Self> {
         let mut detector = Command::new(&node.detector);
-        detector
-            .args(["run", "--output", "stdout:json", "--node-name", super::host::NAME])
-            .args(args.iter().map(OsStr::new));
+        detector.args(["run", "--output", "stdout:json", "--node-name", NAME]).args(args.iter().map(OsStr::new));
         let mut agent = Agent::spawn(&mut confined(&node.tools, &detector)?)?;
         let stdout = agent.stdout()?;
         let (send, alerts) = mpsc::channel();
@@ -55,6 +54,15 @@ impl Watch {
         Ok(Self { agent: Some(agent), alerts, seen: Vec::new() })
     }
 
+    /// Keeps an alert, unless it is about a pod of another node on this machine: developers run more than one thing.
+    fn keep(&mut self, alert: Result<Value, String>) -> anyhow::Result<()> {
+        let alert = alert.map_err(anyhow::Error::msg)?;
+        if alert["pod"]["name"].as_str().is_none_or(|name| name.ends_with(NAME)) {
+            self.seen.push(alert);
+        }
+        Ok(())
+    }
+
     /// The first alert that matches, taken out of those that came; the others are kept.
     ///
     /// # Errors
@@ -66,7 +74,7 @@ impl Watch {
                 return Ok(self.seen.remove(at));
             }
             match self.alerts.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(alert) => self.seen.push(alert.map_err(anyhow::Error::msg)?),
+                Ok(alert) => self.keep(alert)?,
                 Err(RecvTimeoutError::Timeout) => bail!("no alert: {what}; others: {}", titles(&self.seen)),
                 Err(RecvTimeoutError::Disconnected) => bail!("the agent ended"),
             }
@@ -80,7 +88,7 @@ impl Watch {
     pub fn rest(&mut self) -> anyhow::Result<Vec<Value>> {
         loop {
             match self.alerts.recv_timeout(SILENCE) {
-                Ok(alert) => self.seen.push(alert.map_err(anyhow::Error::msg)?),
+                Ok(alert) => self.keep(alert)?,
                 Err(RecvTimeoutError::Timeout) => return Ok(std::mem::take(&mut self.seen)),
                 Err(RecvTimeoutError::Disconnected) => bail!("the agent ended"),
             }

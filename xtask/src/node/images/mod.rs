@@ -67,7 +67,7 @@ pub fn make(place: &Path, tools: &Tools) -> anyhow::Result<Images> {
             place.join("busybox.tar"),
             BUSYBOX,
             &[File { path: "bin/busybox", content: busybox }],
-            &["sh", "sleep", "id", "true", "cat", "cp", "test", "touch", "echo", "nsenter"],
+            &["sh", "sleep", "id", "true", "cat", "cp", "test", "touch", "echo", "nsenter", "tty"],
             json!({"Cmd": ["sh"], "Env": ["PATH=/bin"]}),
         )?,
     })

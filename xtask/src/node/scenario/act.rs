@@ -25,17 +25,24 @@ pub fn act(what: What, pid: u32) -> anyhow::Result<()> {
             setns(namespace.as_fd(), CloneFlags::CLONE_NEWNS).context("setns")?;
             fs::read("/bin/busybox").context("a file of the container")?;
         }
-        What::Cgroup => {
-            let text = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
-            let path = text.lines().find_map(|line| line.strip_prefix("0::")).context("no cgroup version 2")?;
-            let root = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
-                .into_iter()
-                .find(|root| fs::exists(format!("{root}{path}/cgroup.procs")).unwrap_or(false));
-            let procs = format!("{}{path}/cgroup.procs", root.context("the container's cgroup is not mounted")?);
-            fs::write(&procs, std::process::id().to_string()).context(procs)?;
-        }
+        What::Cgroup => move_into(std::process::id(), pid)?,
     }
     println!("done");
     std::io::stdin().read_to_end(&mut Vec::new())?;
     Ok(())
+}
+
+/// Moves a process into the version 2 cgroup of another.
+///
+/// # Errors
+/// When it cannot be found or written.
+pub fn move_into(process: u32, of: u32) -> anyhow::Result<()> {
+    let text = fs::read_to_string(format!("/proc/{of}/cgroup"))?;
+    let path = text.lines().find_map(|line| line.strip_prefix("0::")).context("no cgroup version 2")?;
+    let procs = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
+        .map(|root| format!("{root}{path}/cgroup.procs"))
+        .into_iter()
+        .find(|procs| fs::exists(procs).unwrap_or(false))
+        .context("the container's cgroup is not mounted")?;
+    fs::write(&procs, process.to_string()).context(procs)
 }

@@ -1,19 +1,50 @@
 //! What is done on the node, and what the agent must say.
 
 pub mod act;
+mod exec;
+mod image;
+mod pause;
+mod probe;
 mod static_pod;
+mod thousand;
 
 use super::{Options, daemons::Node};
+
+type Run = fn(&mut Node, &Options, &mut Checks) -> anyhow::Result<()>;
 
 /// One kind of act, with its twins.
 pub struct Scenario {
     pub name: &'static str,
     pub what: &'static str,
-    pub run: fn(&mut Node, &Options, &mut Checks) -> anyhow::Result<()>,
+    pub run: Run,
 }
 
-pub const ALL: &[Scenario] =
-    &[Scenario { name: "static-pod-from-pod", what: "a pod plants a static pod", run: static_pod::from_pod }];
+pub const ALL: &[Scenario] = &[
+    scenario("static-pod-from-pod", "a pod plants a static pod", static_pod::from_pod),
+    scenario("kubelet-run", "kubelet's /run endpoint", exec::kubelet_run),
+    scenario(
+        "kubelet-exec",
+        "kubelet's /exec endpoint, as kubectl exec, without and with a terminal",
+        exec::kubelet_exec,
+    ),
+    scenario("ctr-exec", "ctr task exec", exec::ctr_exec),
+    scenario("runc-exec", "runc exec", exec::runc_exec),
+    scenario("nsenter", "nsenter with all namespaces, with each, and with some", exec::nsenter),
+    scenario("by-hand", "setns without exec, and processes moved into a container's cgroup", exec::by_hand),
+    scenario("ephemeral-container", "a debug container among a pod's processes", exec::ephemeral),
+    scenario("exec-probe", "a liveness probe that execs, and another exec beside it", probe::exec_probe),
+    scenario("pause-honest", "a pod under a known pause image", pause::honest),
+    scenario("pause-digest", "a pod under an unknown pause image that behaves", pause::digest),
+    scenario("pause-fork", "a pod under a pause image that starts a program", pause::forks),
+    scenario("pause-connect", "a pod under a pause image that connects", pause::connects),
+    scenario("pause-config", "containerd's configuration names another pause image", pause::config),
+    scenario("image-arrival", "images imported and pulled", image::arrival),
+    scenario("thousand", "containers by the thousand, started and removed through the CRI", thousand::thousand),
+];
+
+const fn scenario(name: &'static str, what: &'static str, run: Run) -> Scenario {
+    Scenario { name, what, run }
+}
 
 /// What a scenario found out.
 #[derive(Default)]
