@@ -58,7 +58,9 @@ impl Context {
                 let header = &exec.event.header;
                 let has = Namespaces { mnt: header.mnt_ns, pid: header.pid_ns, shared: exec.event.shared.into() };
                 let key = ProcessKey::from_ns(header.tgid, header.start_ns);
-                self.runs(header.cgroup, key, exec.event.inner_pid, &has);
+                if let Some(count) = self.runs(header.cgroup, key, exec.event.inner_pid, &has) {
+                    *count += 1;
+                }
             }
             _ => {}
         }
@@ -70,19 +72,18 @@ impl Context {
         self.containers.insert(info, path);
     }
 
-    /// A program runs in this cgroup.
-    fn runs(&mut self, cgroup: u64, process: ProcessKey, inner_pid: u32, has: &Namespaces) {
-        let Some(id) = self.containers.of_cgroup(cgroup, &self.cgroups).map(|found| found.info.id.clone()) else {
-            return;
-        };
+    /// A program runs in this cgroup. Returns how well its container is known, when it is the first there.
+    fn runs(&mut self, cgroup: u64, process: ProcessKey, inner_pid: u32, has: &Namespaces) -> Option<&mut u64> {
+        let id = self.containers.of_cgroup(cgroup, &self.cgroups)?.info.id.clone();
         let host = Namespaces::of_host(&self.start);
-        let Some(container) = self.containers.runs(&id, process, inner_pid, has, &host) else { return };
-        let count = match container {
-            container if container.info.pod.is_some() => &mut self.first_execs.with_pod,
-            container if container.is_known() => &mut self.first_execs.plain,
-            _ => &mut self.first_execs.unknown,
-        };
-        *count += 1;
+        let container = self.containers.runs(&id, process, inner_pid, has, &host)?;
+        Some(if container.info.pod.is_some() {
+            &mut self.first_execs.with_pod
+        } else if container.is_known() {
+            &mut self.first_execs.plain
+        } else {
+            &mut self.first_execs.unknown
+        })
     }
 
     /// The container that a process is in by its cgroup.

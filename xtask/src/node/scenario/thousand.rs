@@ -52,6 +52,12 @@ pub fn thousand(node: &mut Node, options: &Options, checks: &mut Checks) -> anyh
         Ok(())
     };
     checks.check("no event was lost", nothing_lost());
+    let known = || {
+        let want = serde_json::json!({"with_pod": count, "plain": 0, "unknown": 0});
+        anyhow::ensure!(stats["first_execs"] == want, "first execs: {}, not {want}", stats["first_execs"]);
+        Ok(())
+    };
+    checks.check("every first exec carries its pod", known());
     eprintln!("    stats: {stats}");
     for number in 0..PODS {
         node.remove_pod(&format!("crowd-{number}"))?;
