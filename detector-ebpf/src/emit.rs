@@ -8,7 +8,7 @@ use aya_ebpf::{
 use detector_common::Header;
 
 use crate::{
-    kernel::{Detail, Ptr},
+    kernel::{Detail, Ptr, Structure},
     maps::{ALERTING, CONTEXT, LOST, SCRATCH, SCRATCH_LEN, Scratch},
 };
 
@@ -65,7 +65,14 @@ pub fn fixed<T: 'static>(ring: Ring, kind: u16, hook: u16, task: Ptr, fill: impl
 
 /// The same with less of a header.
 #[inline(always)]
-pub fn detailed<T: 'static>(ring: Ring, kind: u16, hook: u16, task: Ptr, detail: Detail, fill: impl FnOnce(*mut T)) {
+pub fn detailed<T: 'static>(
+    ring: Ring,
+    kind: u16,
+    hook: u16,
+    task: impl Structure,
+    detail: Detail,
+    fill: impl FnOnce(*mut T),
+) {
     let Some(mut entry) = ring.map().reserve::<T>(0) else {
         lost(hook);
         return;

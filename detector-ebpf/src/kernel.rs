@@ -9,7 +9,7 @@ use aya_ebpf::{
         generated::bpf_probe_read_kernel,
     },
 };
-use detector_common::Header;
+use detector_common::{Header, KernelOffsets};
 
 use crate::maps::offset;
 
@@ -49,6 +49,71 @@ pub unsafe fn load<T: Copy>(base: *const u8, offset: usize) -> T {
     unsafe { core::ptr::read_volatile(base.add(offset).cast::<T>()) }
 }
 
+/// A structure in kernel memory, read field by field.
+pub trait Structure: Copy {
+    /// The field `offset` bytes on; zero when it cannot be read, or this kernel does not have it.
+    fn field<T: Copy>(self, offset: usize) -> T;
+    /// The structure that the field there points to.
+    fn to(self, offset: usize) -> Self;
+    /// Its address, for reads that the verifier cannot follow.
+    fn address(self) -> Ptr;
+}
+
+impl Structure for Ptr {
+    #[inline(always)]
+    fn field<T: Copy>(self, offset: usize) -> T {
+        self.read(offset)
+    }
+
+    #[inline(always)]
+    fn to(self, offset: usize) -> Self {
+        self.follow(offset)
+    }
+
+    #[inline(always)]
+    fn address(self) -> Ptr {
+        self
+    }
+}
+
+/// A BTF-typed pointer, read by plain loads: an instruction a field, where the helper takes some eighty. For the hooks that
+/// run most.
+#[derive(Clone, Copy)]
+pub struct Typed(*const u8);
+
+impl Typed {
+    /// The `n`th argument of a BTF tracepoint.
+    ///
+    /// # Safety
+    /// The prototype has that argument, and it points to the structure that the offsets of its fields are resolved in.
+    #[inline(always)]
+    pub unsafe fn arg(ctx: &aya_ebpf::programs::BtfTracePointContext, n: usize) -> Self {
+        Self(ctx.arg(n))
+    }
+}
+
+impl Structure for Typed {
+    #[inline(always)]
+    fn field<T: Copy>(self, offset: usize) -> T {
+        if offset == KernelOffsets::MISSING as usize {
+            // SAFETY: callers read integers, pointers and arrays of them. A constant to the verifier: one branch is left.
+            return unsafe { MaybeUninit::zeroed().assume_init() };
+        }
+        // SAFETY: promised to `arg`; a fault reads as zero.
+        unsafe { load(self.0, offset) }
+    }
+
+    #[inline(always)]
+    fn to(self, offset: usize) -> Self {
+        Self(self.field(offset))
+    }
+
+    #[inline(always)]
+    fn address(self) -> Ptr {
+        Ptr(self.0 as usize)
+    }
+}
+
 /// The current task.
 #[inline(always)]
 pub fn current() -> Ptr {
@@ -77,7 +142,7 @@ pub enum Detail {
 ///
 /// What cannot be read is zero: a header is worth more than none.
 #[inline(always)]
-pub fn header(out: *mut Header, kind: u16, hook: u16, task: Ptr, detail: Detail) {
+pub fn header(out: *mut Header, kind: u16, hook: u16, task: impl Structure, detail: Detail) {
     let id = current_id();
     // SAFETY: `out` points to a header's worth of map or ring-buffer memory; the helpers have no preconditions.
     unsafe {
@@ -85,7 +150,7 @@ pub fn header(out: *mut Header, kind: u16, hook: u16, task: Ptr, detail: Detail)
         (*out).hook = hook;
         (*out).len = 0;
         (*out).time_ns = bpf_ktime_get_boot_ns();
-        (*out).start_ns = task.follow(offset!(task_leader)).read(offset!(task_start));
+        (*out).start_ns = task.to(offset!(task_leader)).field(offset!(task_start));
         (*out).tgid = (id >> 32) as u32;
         (*out).tid = id as u32;
         // The name as two words: it lies on an 8-byte boundary, which its type does not say.
@@ -97,13 +162,13 @@ pub fn header(out: *mut Header, kind: u16, hook: u16, task: Ptr, detail: Detail)
             *comm = [0; 2];
         } else {
             (*out).cgroup = bpf_get_current_cgroup_id();
-            (*out).uid = task.follow(offset!(task_cred)).read(offset!(cred_uid));
-            (*out).login_uid = task.read(offset!(task_loginuid));
-            *comm = task.read(offset!(task_comm));
+            (*out).uid = task.to(offset!(task_cred)).field(offset!(cred_uid));
+            (*out).login_uid = task.field(offset!(task_loginuid));
+            *comm = task.address().read(offset!(task_comm));
         }
         if detail == Detail::Full {
-            (*out).mnt_ns = task.follow(offset!(task_nsproxy)).follow(offset!(nsproxy_mnt)).read(offset!(mnt_ns_inum));
-            (*out).pid_ns = pid_ns(task);
+            (*out).mnt_ns = task.to(offset!(task_nsproxy)).to(offset!(nsproxy_mnt)).field(offset!(mnt_ns_inum));
+            (*out).pid_ns = pid_ns(task.address());
         } else {
             (*out).mnt_ns = 0;
             (*out).pid_ns = 0;

@@ -4,7 +4,7 @@ use detector_common::{Namespaces, Shared, hook, kind};
 
 use crate::{
     emit::{self, Ring},
-    kernel::{Ptr, current},
+    kernel::{Ptr, Structure, current},
     maps::offset,
     security,
 };
@@ -14,14 +14,14 @@ use crate::{
 /// # Safety
 /// `out` points to map or ring-buffer memory.
 #[inline(always)]
-pub unsafe fn shared(task: Ptr, nsproxy: Ptr, out: *mut Shared) {
+pub unsafe fn shared<S: Structure>(task: S, nsproxy: S, out: *mut Shared) {
     // SAFETY: promised by the caller.
     unsafe {
-        (*out).net = nsproxy.follow(offset!(nsproxy_net)).read(offset!(net_inum));
-        (*out).ipc = nsproxy.follow(offset!(nsproxy_ipc)).read(offset!(ipc_ns_inum));
-        (*out).uts = nsproxy.follow(offset!(nsproxy_uts)).read(offset!(uts_ns_inum));
-        (*out).cgroup = nsproxy.follow(offset!(nsproxy_cgroup)).read(offset!(cgroup_ns_inum));
-        (*out).user = task.follow(offset!(task_cred)).follow(offset!(cred_user_ns)).read(offset!(user_ns_inum));
+        (*out).net = nsproxy.to(offset!(nsproxy_net)).field(offset!(net_inum));
+        (*out).ipc = nsproxy.to(offset!(nsproxy_ipc)).field(offset!(ipc_ns_inum));
+        (*out).uts = nsproxy.to(offset!(nsproxy_uts)).field(offset!(uts_ns_inum));
+        (*out).cgroup = nsproxy.to(offset!(nsproxy_cgroup)).field(offset!(cgroup_ns_inum));
+        (*out).user = task.to(offset!(task_cred)).to(offset!(cred_user_ns)).field(offset!(user_ns_inum));
     }
 }
 

@@ -5,7 +5,7 @@ use detector_common::{ARGV_MAX, ARGV_TRUNCATED, EXE_DELETED, Exec, Exit, Fork, h
 
 use crate::{
     emit::{self, Ring},
-    kernel::{self, Detail, Ptr, arg},
+    kernel::{self, Detail, Ptr, Structure as _, Typed, arg},
     maps::{SCRATCH_LEN, offset},
     namespaces, path, watched,
 };
@@ -13,14 +13,15 @@ use crate::{
 /// `sched_process_exec(struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm)`, since 3.4.
 #[btf_tracepoint(function = "sched_process_exec")]
 pub fn process_exec(ctx: BtfTracePointContext) -> i32 {
-    if exec(Ptr(arg(&ctx, 0)), Ptr(arg(&ctx, 2))).is_none() {
+    // SAFETY: the prototype, which the agent compares with the running kernel's.
+    if exec(unsafe { Typed::arg(&ctx, 0) }, Ptr(arg(&ctx, 2))).is_none() {
         emit::lost(hook::EXEC);
     }
     0
 }
 
 #[inline(always)]
-fn exec(task: Ptr, bprm: Ptr) -> Option<()> {
+fn exec(task: Typed, bprm: Ptr) -> Option<()> {
     const BODY: usize = size_of::<Exec>();
     let scratch = emit::scratch(scratch::EXEC)?;
     let record = scratch.cast::<Exec>();
@@ -31,9 +32,9 @@ fn exec(task: Ptr, bprm: Ptr) -> Option<()> {
     let path = unsafe { path::Length::new(&raw mut (*record).path_len) };
     let mut flags = path::write::<16>(file, scratch, BODY, path);
     let path_len = path.get();
-    let argv_len = argv(task, scratch.cast(), BODY + path_len, &mut flags);
-    let parent = task.follow(offset!(task_parent)).follow(offset!(task_leader));
-    let tty = task.follow(offset!(task_signal)).follow(offset!(signal_tty));
+    let argv_len = argv(task.address(), scratch.cast(), BODY + path_len, &mut flags);
+    let parent = task.to(offset!(task_parent)).to(offset!(task_leader));
+    let tty = task.to(offset!(task_signal)).to(offset!(signal_tty)).address();
     if inode.read::<u32>(offset!(inode_nlink)) == 0 {
         flags |= EXE_DELETED;
     }
@@ -41,13 +42,13 @@ fn exec(task: Ptr, bprm: Ptr) -> Option<()> {
     unsafe {
         (*record).ino = inode.read(offset!(inode_ino));
         (*record).dev = inode.follow(offset!(inode_sb)).read(offset!(sb_dev));
-        (*record).parent_tgid = parent.read(offset!(task_tgid));
-        (*record).parent_start_ns = parent.read(offset!(task_start));
+        (*record).parent_tgid = parent.field(offset!(task_tgid));
+        (*record).parent_start_ns = parent.field(offset!(task_start));
         (*record).flags = flags;
         (*record).argv_len = argv_len as u16;
         (*record).tty = tty.read(offset!(tty_name));
-        (*record).inner_pid = kernel::inner_pid(task);
-        namespaces::shared(task, task.follow(offset!(task_nsproxy)), &raw mut (*record).shared);
+        (*record).inner_pid = kernel::inner_pid(task.address());
+        namespaces::shared(task, task.to(offset!(task_nsproxy)), &raw mut (*record).shared);
     }
     let ring = if enters(task, parent) { Ring::ContextNow } else { Ring::Context };
     emit::scratched(ring, hook::EXEC, scratch, BODY + path_len + argv_len);
@@ -56,9 +57,10 @@ fn exec(task: Ptr, bprm: Ptr) -> Option<()> {
 
 /// Whether the process lives in other namespaces than its parent: a container begins, or somebody enters one.
 #[inline(always)]
-fn enters(task: Ptr, parent: Ptr) -> bool {
-    let level = |task: Ptr| task.follow(offset!(task_thread_pid)).read::<u32>(offset!(pid_level));
-    task.follow(offset!(task_nsproxy)) != parent.follow(offset!(task_nsproxy)) || level(task) != level(parent)
+fn enters(task: Typed, parent: Typed) -> bool {
+    let level = |task: Typed| task.to(offset!(task_thread_pid)).field::<u32>(offset!(pid_level));
+    let spaces = |task: Typed| task.field::<usize>(offset!(task_nsproxy));
+    spaces(task) != spaces(parent) || level(task) != level(parent)
 }
 
 /// Copies the argument vector as the new program has it in memory, NUL-separated.
@@ -81,25 +83,26 @@ fn argv(task: Ptr, out: *mut u8, at: usize, flags: &mut u32) -> usize {
 /// `sched_process_fork(struct task_struct *parent, struct task_struct *child)`, since 2.6.33. The child does not run yet.
 #[btf_tracepoint(function = "sched_process_fork")]
 pub fn process_fork(ctx: BtfTracePointContext) -> i32 {
-    fork(Ptr(arg(&ctx, 0)), Ptr(arg(&ctx, 1)));
+    // SAFETY: the prototype, which the agent compares with the running kernel's.
+    unsafe { fork(Typed::arg(&ctx, 0), Typed::arg(&ctx, 1)) };
     0
 }
 
 #[inline(always)]
-fn fork(task: Ptr, child: Ptr) {
-    let tgid: u32 = child.read(offset!(task_tgid));
-    if child.read::<u32>(offset!(task_pid)) != tgid {
+fn fork(task: Typed, child: Typed) {
+    let tgid: u32 = child.field(offset!(task_tgid));
+    if child.field::<u32>(offset!(task_pid)) != tgid {
         return; // A thread is no process.
     }
-    let parent = child.follow(offset!(task_parent)).follow(offset!(task_leader));
+    let parent = child.to(offset!(task_parent)).to(offset!(task_leader));
     emit::detailed(Ring::Context, kind::FORK, hook::FORK, task, Detail::Fork, |record: *mut Fork| {
         // SAFETY: `record` points to reserved ring-buffer memory.
         unsafe {
             (*record).child_tgid = tgid;
-            (*record).child_start_ns = child.read(offset!(task_start));
+            (*record).child_start_ns = child.field(offset!(task_start));
             (*record).zero = 0;
-            (*record).parent_tgid = parent.read(offset!(task_tgid));
-            (*record).parent_start_ns = parent.read(offset!(task_start));
+            (*record).parent_tgid = parent.field(offset!(task_tgid));
+            (*record).parent_start_ns = parent.field(offset!(task_start));
             (*record).zero2 = 0;
         }
     });
@@ -108,22 +111,23 @@ fn fork(task: Ptr, child: Ptr) {
 /// `sched_process_exit(struct task_struct *p, ...)`, since 2.6.33, for every thread.
 #[btf_tracepoint(function = "sched_process_exit")]
 pub fn process_exit(ctx: BtfTracePointContext) -> i32 {
-    exit(Ptr(arg(&ctx, 0)));
+    // SAFETY: as above.
+    exit(unsafe { Typed::arg(&ctx, 0) });
     0
 }
 
 #[inline(always)]
-fn exit(task: Ptr) {
+fn exit(task: Typed) {
     // A thread that dies after a page fault changed something leaves nothing behind.
     let _ = watched::take_touch(kernel::current_id());
     // Counted down before this tracepoint: zero when this was the last thread.
-    if task.follow(offset!(task_signal)).read::<u32>(offset!(signal_live)) != 0 {
+    if task.to(offset!(task_signal)).field::<u32>(offset!(signal_live)) != 0 {
         return;
     }
     emit::detailed(Ring::Context, kind::EXIT, hook::EXIT, task, Detail::Exit, |record: *mut Exit| {
         // SAFETY: `record` points to reserved ring-buffer memory.
         unsafe {
-            (*record).code = task.read(offset!(task_exit_code));
+            (*record).code = task.field(offset!(task_exit_code));
             (*record).zero = 0;
         }
     });

@@ -47,6 +47,11 @@ pub fn sys_exit(ctx: BtfTracePointContext) -> i32 {
     if native | compat == class::NONE {
         return 0;
     }
+    // Most of a process's life: calls that matter only after a change, when nothing changed.
+    let completes = |class: u8| class == class::NONE || class == class::AFTER;
+    if completes(native) && completes(compat) && watched::touches() == 0 {
+        return 0;
+    }
     // The bulk: opens for reading only. The flags are the kernel's own copy of the register.
     if compat == class::NONE && (native == class::OPENAT || native == class::OPEN) {
         // SAFETY: as above.

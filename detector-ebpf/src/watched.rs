@@ -90,13 +90,19 @@ pub fn touch(id: u64, key: WatchKey, watch: u32) {
     }
 }
 
+/// How many threads changed something watched and have not left their system call yet.
+#[inline(always)]
+pub fn touches() -> i64 {
+    TOUCHES.get(0).copied().unwrap_or(0)
+}
+
 /// Takes what the current thread touched; all zero when it touched nothing.
 ///
 /// No `Option`: verifiers before 6.3 refuse to copy the part of one that was never written.
 #[inline(always)]
 pub fn take_touch(id: u64) -> Touch {
     let mut touch = Touch { key: WatchKey::new(0, 0), watch: 0, zero: 0 };
-    if TOUCHES.get(0).copied().unwrap_or(0) == 0 {
+    if touches() == 0 {
         return touch;
     }
     // SAFETY: only this thread writes its entry.
