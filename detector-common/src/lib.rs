@@ -76,15 +76,17 @@ pub mod setting {
 }
 
 /// Slots of per-CPU memory in which records with a tail are put together: one a reporter, so that one that interrupts
-/// another never writes into its record.
+/// another never writes into its record; [`scratch::CLAIMS`] for those that may be preempted by another run of themselves.
 pub mod scratch {
     pub const EXEC: u32 = 0;
     pub const CGROUP: u32 = 1;
     pub const SYSCALL_OPEN: u32 = 2;
     pub const SYSCALL_PATHS: u32 = 3;
     pub const FILE_OPEN: u32 = 4;
-    pub const MMAP_FILE: u32 = 5;
-    pub const COUNT: u32 = 6;
+    pub const MMAP_FILE: u32 = FILE_OPEN + CLAIMS;
+    pub const COUNT: u32 = MMAP_FILE + CLAIMS;
+    /// Runs of one reporter that can be under way on a CPU at once.
+    pub const CLAIMS: u32 = 4;
 }
 
 /// Most processes that are protected: the agent and the node's kubelets.

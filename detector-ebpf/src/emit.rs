@@ -5,11 +5,11 @@ use aya_ebpf::{
     helpers::generated::bpf_ringbuf_output,
     maps::RingBuf,
 };
-use detector_common::Header;
+use detector_common::{Header, scratch};
 
 use crate::{
     kernel::{Detail, Ptr, Structure},
-    maps::{ALERTING, CONTEXT, LOST, SCRATCH, SCRATCH_LEN, Scratch},
+    maps::{ALERTING, CLAIMED, CONTEXT, LOST, SCRATCH, SCRATCH_LEN, Scratch, add},
 };
 
 /// Where a record goes.
@@ -90,6 +90,36 @@ pub fn detailed<T: 'static>(
 #[inline(always)]
 pub fn scratch(slot: u32) -> Option<*mut Scratch> {
     SCRATCH.get_ptr_mut(slot)
+}
+
+/// Claims one of a reporter's scratch slots, which starts at `first`, until [`release`]; none when all are claimed.
+///
+/// Since 6.2 an LSM program that is preempted does not keep the next task on that CPU from running it too, and the two must
+/// not write one record. Whoever finds itself alone after it has added itself has the slot; additions are atomic in
+/// the oldest kernels too, exchanges are not.
+#[inline(always)]
+pub fn claim(first: u32) -> Option<u32> {
+    for slot in first..first + scratch::CLAIMS {
+        let runs = CLAIMED.get_ptr_mut(slot)?;
+        // SAFETY: a map's value; volatile, because other runs change it.
+        unsafe {
+            add(runs, 1);
+            if core::ptr::read_volatile(runs) == 1 {
+                return Some(slot);
+            }
+            add(runs, -1);
+        }
+    }
+    None
+}
+
+/// Gives a slot back.
+#[inline(always)]
+pub fn release(slot: u32) {
+    if let Some(runs) = CLAIMED.get_ptr_mut(slot) {
+        // SAFETY: a map's value.
+        unsafe { add(runs, -1) };
+    }
 }
 
 /// Sends the first `len` bytes of a scratch slot, in which a record with tail was put together.

@@ -1,7 +1,7 @@
 //! Kernel programs of the detector: one behaviour a file; maps, emission, task and dentry walks apart.
 #![no_std]
 #![no_main]
-// For the one atomic addition in `watched`.
+// For the atomic addition in `maps`.
 #![feature(asm_experimental_arch)]
 
 mod cgroup;

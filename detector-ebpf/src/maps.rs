@@ -78,6 +78,21 @@ pub struct Scratch(pub [u8; SCRATCH_LEN]);
 #[map]
 pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(scratch::COUNT, 0);
 
+/// Runs that have claimed, or just try to claim, a slot of `SCRATCH`.
+#[map]
+pub static CLAIMED: PerCpuArray<u64> = PerCpuArray::with_max_entries(scratch::COUNT, 0);
+
+/// Adds to a number in a map, atomically.
+///
+/// # Safety
+/// `number` points to a map's value.
+#[inline(always)]
+pub unsafe fn add(number: *mut u64, by: i64) {
+    // `core` offers no atomics for this target, and the compiler no plain addition that it may not split.
+    // SAFETY: a map's value is aligned and never goes away.
+    unsafe { core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) number, in(reg) by) };
+}
+
 /// One field's offset, as a constant to the verifier.
 macro_rules! offset {
     ($field:ident) => {

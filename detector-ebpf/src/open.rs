@@ -71,8 +71,19 @@ pub fn report<const STEPS: u32>(task: Ptr, file: Ptr, mode: u32, by: &Reporter, 
 /// nothing can have been written.
 #[inline(always)]
 fn opened(file: Ptr, mode: u32, may: May) -> bool {
-    let by = Reporter { kind: kind::OPEN, hook: hook::FILE_OPEN, slot: scratch::FILE_OPEN, syscall: u32::MAX };
-    report::<STEPS>(current(), file, mode, &by, may)
+    claimed(kind::OPEN, hook::FILE_OPEN, scratch::FILE_OPEN, file, mode, may)
+}
+
+/// Reports in a scratch slot that no other run of this hook writes to.
+#[inline(always)]
+fn claimed(kind: u16, hook: u16, first: u32, file: Ptr, mode: u32, may: May) -> bool {
+    let Some(slot) = emit::claim(first) else {
+        emit::lost(hook);
+        return false;
+    };
+    let denied = report::<STEPS>(current(), file, mode, &Reporter { kind, hook, slot, syscall: u32::MAX }, may);
+    emit::release(slot);
+    denied
 }
 
 /// The mode of a BTF-typed argument, read directly: this runs for every open on the node.
@@ -123,8 +134,7 @@ fn mapped(file: Ptr, flags: usize, may: May) -> bool {
     if mode & FMODE_WRITE == 0 {
         return false;
     }
-    let by = Reporter { kind: kind::MAP, hook: hook::MMAP_FILE, slot: scratch::MMAP_FILE, syscall: u32::MAX };
-    report::<STEPS>(current(), file, mode, &by, may)
+    claimed(kind::MAP, hook::MMAP_FILE, scratch::MMAP_FILE, file, mode, may)
 }
 
 // `security_mmap_file(struct file *file, unsigned long prot, unsigned long flags)`; the LSM hook `mmap_file` has the

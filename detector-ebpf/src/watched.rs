@@ -5,7 +5,7 @@ use detector_common::{MAX_DEPTH, WatchKey, setting, watch};
 
 use crate::{
     kernel::Ptr,
-    maps::{SANDBOXES, TOUCHED, TOUCHES, Touch, WATCHED, offset, setting},
+    maps::{SANDBOXES, TOUCHED, TOUCHES, Touch, WATCHED, add, offset, setting},
 };
 
 /// Flags of a watched inode.
@@ -118,8 +118,7 @@ pub fn take_touch(id: u64) -> Touch {
 #[inline(always)]
 fn count(by: i64) {
     if let Some(touches) = TOUCHES.get_ptr_mut(0) {
-        // `core` offers no atomics for this target, and the compiler no plain addition that it may not split.
-        // SAFETY: an array map's value is aligned and never goes away.
-        unsafe { core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) touches, in(reg) by) };
+        // SAFETY: an array map's value.
+        unsafe { add(touches.cast(), by) };
     }
 }
