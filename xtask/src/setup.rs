@@ -19,6 +19,8 @@ const LINKERS: [(u32, &str); 1] = [(22, "0.10.3")];
 pub enum Need {
     Root,
     Btf,
+    /// containerd and runc: tests run a real one, in a directory of its own.
+    Containerd,
 }
 
 /// Installs what is missing, and says so; names everything that stands in the way at once.
@@ -42,8 +44,20 @@ pub fn setup(needs: &[Need]) -> anyhow::Result<()> {
         bail!("cannot start:\n  - {}", missing.join("\n  - "));
     }
     compiler_tools()?;
+    if needs.contains(&Need::Containerd) {
+        containerd()?;
+    }
     linker()?;
     core_source()
+}
+
+fn containerd() -> anyhow::Result<()> {
+    if found("containerd") && found("runc") {
+        return Ok(());
+    }
+    say("installing containerd and runc (tests run a real one)");
+    apt_install(&["containerd", "runc"])
+        .context("no containerd (with a network, type: apt-get install --no-install-recommends containerd runc)")
 }
 
 /// rustc links with a C compiler's driver.
