@@ -337,8 +337,20 @@ fn a_socket_that_nobody_listens_on() {
 
 #[test]
 fn a_runtime_that_accepts_and_never_answers() {
-    let mut kept = Vec::new();
-    trouble(|path| each(path, move |stream| kept.push(stream)), "no answer within 300 ms");
+    let (_dir, path) = socket();
+    let (streams, accepted) = mpsc::channel();
+    let _serving = each(&path, move |stream| streams.send(stream).unwrap());
+    let mut asked = Asked::new(&path, IMPATIENT);
+    for _ in 0..3 {
+        let mut stream = accepted.recv_timeout(PATIENCE).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let end = stream.read_to_end(&mut Vec::new());
+        assert!(end.is_ok(), "a connection that is given up is closed: {end:?}");
+    }
+    asked.warned("no answer within 300 ms");
+    asked.cri.ask_container("one");
+    asked.has(&Answer::Unanswered("one".into()));
+    assert_eq!(warnings(&asked.got).len(), 1, "{:#?}", asked.got);
 }
 
 #[test]
