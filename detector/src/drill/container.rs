@@ -29,6 +29,8 @@ pub enum Step {
     Enter(Enter),
     /// Execute something that does nothing, then wait until standard input ends
     Wait,
+    /// Do nothing, as a pause does; make one process for each line on standard input, until it ends
+    Pause,
     /// Do nothing
     Nothing,
 }
@@ -52,6 +54,9 @@ pub struct Make {
     /// The container's cgroup below the root of the v2 hierarchy
     #[arg(long)]
     cgroup: PathBuf,
+    /// The first process is a pause that can be told to misbehave
+    #[arg(long)]
+    pause: bool,
     id: String,
 }
 
@@ -71,6 +76,7 @@ pub fn step(step: &Step) -> anyhow::Result<ExitCode> {
             );
             io::stdin().read_to_end(&mut Vec::new())?;
         }
+        Step::Pause => pause()?,
         Step::Nothing => {}
     }
     Ok(ExitCode::SUCCESS)
@@ -106,10 +112,22 @@ fn container(make: &Make) -> anyhow::Result<()> {
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
         .context("keeping mounts apart")?;
     // The first process in the new pid namespace; it ends when its standard input does.
-    let mut first = this("wait").stdin(Stdio::inherit()).spawn().context("starting the first process")?;
+    let mut first = this(if make.pause { "pause" } else { "wait" })
+        .stdin(Stdio::inherit())
+        .spawn()
+        .context("starting the first process")?;
     println!("{}", first.id());
     io::stdout().flush()?;
     first.wait()?;
+    Ok(())
+}
+
+fn pause() -> anyhow::Result<()> {
+    for line in io::stdin().lock().lines() {
+        line?;
+        let mut child = this("nothing").stdin(Stdio::null()).spawn().context("making a process")?;
+        child.wait()?;
+    }
     Ok(())
 }
 
@@ -150,6 +168,7 @@ pub struct Container {
 
 impl Container {
     /// Makes a container that its bundle describes by these annotations; its steps are performed by `program`, an agent's.
+    /// [`Self::misbehave`] works on what they call a sandbox.
     ///
     /// # Errors
     /// When there is no v2 hierarchy, or the kernel refuses a part of it.
@@ -174,12 +193,24 @@ impl Container {
         fs::write(bundle.join("config.json"), config.to_string())?;
         let mut make = other(program, "make");
         make.arg("--bundle").arg(&bundle).arg("--cgroup").arg(&cgroup).arg(&id);
+        if annotations["io.kubernetes.cri.container-type"] == "sandbox" {
+            make.arg("--pause");
+        }
         let mut maker = make.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("making a container")?;
         let pid = line(&mut maker);
         let mut made = Self { id, pid: 0, cgroup, program: program.to_owned(), maker, bundle };
         // When it failed, it said why, and what it left is taken away with `made`.
         made.pid = pid.context("the container did not start")?;
         Ok(made)
+    }
+
+    /// Lets the container's pause make one process.
+    ///
+    /// # Errors
+    /// When the pause is gone.
+    pub fn misbehave(&mut self) -> anyhow::Result<()> {
+        let pause = self.maker.stdin.as_mut().context("the pause has no input")?;
+        pause.write_all(b"\n").and_then(|()| pause.flush()).context("telling the pause to make a process")
     }
 
     /// Enters it, with arguments of [`Enter`]. Returns the pid of what was executed there, or of what entered when that executes

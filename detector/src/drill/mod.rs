@@ -3,6 +3,7 @@
 mod agent;
 pub mod container;
 mod container_exec;
+mod malicious_pause;
 mod static_pod;
 
 use std::{process::ExitCode, time::Duration};
@@ -22,6 +23,8 @@ pub enum Technique {
     StaticPod,
     /// Make a container of namespaces and a cgroup that does nothing, and enter it
     ContainerExec,
+    /// Make a pod's sandbox of namespaces and a cgroup, whose pause makes one process
+    MaliciousPauseContainer,
 }
 
 /// Performs the technique beside an agent of its own, and says what came of it on standard output.
@@ -32,6 +35,7 @@ pub fn drill(technique: Technique, source: &Source) -> anyhow::Result<ExitCode> 
     match technique {
         Technique::StaticPod => static_pod::drill(source),
         Technique::ContainerExec => container_exec::drill(source),
+        Technique::MaliciousPauseContainer => malicious_pause::drill(source),
     }
 }
 

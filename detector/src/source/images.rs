@@ -33,6 +33,8 @@ pub use executed::hex;
 const MS: u64 = 1_000_000;
 /// Nanoseconds between looks at what no hook told of: runtimes, stores, configurations.
 const SLOW: u64 = 5_000 * MS;
+/// The same while a runtime runs that has no store yet: it makes one for its first image.
+const AWAITED: u64 = 500 * MS;
 /// Nanoseconds after an act at which its effect is looked for: a security hook comes before it, and a runtime's configuration
 /// may be written in several steps.
 const AFTER: [u64; 6] = [MS / 5, MS, 5 * MS, 50 * MS, 300 * MS, 1_100 * MS];
@@ -119,6 +121,8 @@ pub struct Images {
     /// When an act was last seen, and how often its effect was looked for since.
     pending: Option<(BootNs, usize)>,
     slow_at: BootNs,
+    /// A runtime runs whose store does not exist yet.
+    awaited: bool,
     /// Wall time in ns at the start: what is younger in a store that is found later has arrived.
     started: i128,
 }
@@ -135,6 +139,7 @@ impl Images {
             watch: BTreeMap::new(),
             pending: None,
             slow_at: BootNs(0),
+            awaited: false,
             started: now,
         }
     }
@@ -142,6 +147,7 @@ impl Images {
     /// The first look: what each configuration names, and those pause images among `known` digests that are here, so that it is
     /// known what belongs to them.
     pub fn start(&mut self, known: &[String], now: BootNs) -> Vec<Body> {
+        self.slow_at = BootNs(now.0 + SLOW);
         let mut bodies = self.look(now, true);
         for store in &self.stores {
             bodies.extend(store.present(known).into_iter().map(|image| Body::Image(Box::new(image))));
@@ -186,16 +192,20 @@ impl Images {
         let before = self.watch.clone();
         let mut bodies = Vec::new();
         let slow = now >= self.slow_at;
-        // An act's last looks are at configurations too.
+        // An act's last looks are at configurations too, and at what else has come.
         let late = self.pending.is_some_and(|(_, looks)| looks >= 3);
         if let Some((seen, looks)) = self.pending {
             self.pending = (looks + 1 < AFTER.len()).then_some((seen, looks + 1));
         }
-        for store in &mut self.stores {
-            bodies.extend(store.arrived(slow).into_iter().map(|image| Body::Image(Box::new(image))));
-        }
         if slow || late {
             bodies.extend(self.look(now, false));
+        }
+        if slow {
+            self.slow_at = BootNs(now.0 + if self.awaited { AWAITED } else { SLOW });
+        }
+        // After that, so that what has come into a store that is new itself is found too.
+        for store in &mut self.stores {
+            bodies.extend(store.arrived(slow || late).into_iter().map(|image| Body::Image(Box::new(image))));
         }
         if self.pending.is_none() && self.configs.doubts() {
             self.slow_at = self.slow_at.min(BootNs(now.0 + 1_000 * MS));
@@ -211,33 +221,36 @@ impl Images {
 
     /// Looks for runtimes, their stores and their configurations.
     fn look(&mut self, now: BootNs, first: bool) -> Vec<Body> {
-        self.slow_at = BootNs(now.0 + SLOW);
         let runtimes = runtime::running(&self.place.proc);
         let views = self.views(&runtimes);
         let (bodies, roots) = self.configs.look(&views, &runtimes, now);
         let mut places = Vec::new();
         for view in &views {
-            let mut add = |place: Place, root: &Path| {
+            let mut add = |place: Place, root: &Path, runs: bool| {
                 let dir = root.join(if place == Place::Blobs { BLOBS } else { LISTED });
-                places.push((view.clone(), place, dir));
+                places.push((view.clone(), place, dir, runs));
             };
             if view.host && self.place.defaults {
-                STORES.iter().for_each(|root| add(Place::Blobs, Path::new(root)));
-                add(Place::Listed, Path::new(CONTAINERS));
+                STORES.iter().for_each(|root| add(Place::Blobs, Path::new(root), false));
+                add(Place::Listed, Path::new(CONTAINERS), false);
             }
             for runtime in runtimes.iter().filter(|runtime| view.pids.contains(&runtime.pid)) {
                 let flag = runtime.flag(&["--root"]).map(|root| view.absolute(root, runtime.pid));
                 let root = flag.or_else(|| roots.get(&runtime.pid).cloned());
                 match runtime.kind {
-                    Kind::Containerd => add(Place::Blobs, &root.unwrap_or_else(|| STORES[0].into())),
-                    Kind::Crio => add(Place::Listed, &root.unwrap_or_else(|| CONTAINERS.into())),
+                    Kind::Containerd => add(Place::Blobs, &root.unwrap_or_else(|| STORES[0].into()), true),
+                    Kind::Crio => add(Place::Listed, &root.unwrap_or_else(|| CONTAINERS.into()), true),
                     Kind::Kubelet => {}
                 }
             }
         }
         let mut stores: Vec<Store> = Vec::new();
-        for (view, place, dir) in places {
-            let Some(inode) = store::directory(&view, &dir) else { continue };
+        self.awaited = false;
+        for (view, place, dir, runs) in places {
+            let Some(inode) = store::directory(&view, &dir) else {
+                self.awaited |= runs;
+                continue;
+            };
             if stores.len() >= STORES_MAX || stores.iter().any(|store| store.inode == inode) {
                 continue;
             }
