@@ -50,7 +50,7 @@ fn exec(task: Typed, bprm: Ptr) -> Option<()> {
         (*record).inner_pid = kernel::inner_pid(task.address());
         namespaces::shared(task, task.to(offset!(task_nsproxy)), &raw mut (*record).shared);
     }
-    let ring = if enters(task, parent) { Ring::ContextNow } else { Ring::Context };
+    let ring = if enters(task, parent) || watched::sandbox() != 0 { Ring::ContextNow } else { Ring::Context };
     emit::scratched(ring, hook::EXEC, scratch, BODY + path_len + argv_len);
     Some(())
 }
@@ -95,7 +95,9 @@ fn fork(task: Typed, child: Typed) {
         return; // A thread is no process.
     }
     let parent = child.to(offset!(task_parent)).to(offset!(task_leader));
-    emit::detailed(Ring::Context, kind::FORK, hook::FORK, task, Detail::Fork, |record: *mut Fork| {
+    // A pause process makes none: whoever does is to be told at once.
+    let ring = if watched::sandbox() != 0 { Ring::ContextNow } else { Ring::Context };
+    emit::detailed(ring, kind::FORK, hook::FORK, task, Detail::Fork, |record: *mut Fork| {
         // SAFETY: `record` points to reserved ring-buffer memory.
         unsafe {
             (*record).child_tgid = tgid;
