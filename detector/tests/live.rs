@@ -609,6 +609,18 @@ fn the_drill_enters_a_container_and_takes_it_away_again() {
 }
 
 #[test]
+fn the_drill_sees_a_pause_that_opens_connects_and_forks() {
+    let dir = tempfile::tempdir().unwrap();
+    let manifests = dir.path().to_str().unwrap();
+    let output = detector(&["drill", "malicious-pause-container", "--no-default-dirs", "--manifest-dir", manifests]);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    for act in ["open seen", "socket seen", "process seen", "PASSED"] {
+        assert!(said.contains(act), "{act}: {said}");
+    }
+}
+
+#[test]
 fn the_drill_says_where_it_looked_when_there_is_no_directory() {
     let output = detector(&["drill", "static-pod", "--no-default-dirs", "--manifest-dir", "/nonexistent/manifests"]);
     assert_eq!(output.status.code(), Some(1));

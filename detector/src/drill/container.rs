@@ -29,7 +29,7 @@ pub enum Step {
     Enter(Enter),
     /// Execute something that does nothing, then wait until standard input ends
     Wait,
-    /// Do nothing, as a pause does; make one process for each line on standard input, until it ends
+    /// Do nothing, as a pause does, but what lines on standard input say: `open`, `socket`, `process`
     Pause,
     /// Do nothing
     Nothing,
@@ -124,9 +124,13 @@ fn container(make: &Make) -> anyhow::Result<()> {
 
 fn pause() -> anyhow::Result<()> {
     for line in io::stdin().lock().lines() {
-        line?;
-        let mut child = this("nothing").stdin(Stdio::null()).spawn().context("making a process")?;
-        child.wait()?;
+        match line?.as_str() {
+            "open" => drop(fs::OpenOptions::new().write(true).open("/dev/null")?),
+            // There is nobody to answer in a network namespace of its own.
+            "socket" => drop(std::net::TcpStream::connect(("127.0.0.1", 9))),
+            "process" => drop(this("nothing").stdin(Stdio::null()).status().context("making a process")?),
+            other => bail!("a pause cannot {other}"),
+        }
     }
     Ok(())
 }
@@ -204,13 +208,13 @@ impl Container {
         Ok(made)
     }
 
-    /// Lets the container's pause make one process.
+    /// Lets the container's pause do what none does: `open` a file for writing, make a `socket` or a `process`.
     ///
     /// # Errors
     /// When the pause is gone.
-    pub fn misbehave(&mut self) -> anyhow::Result<()> {
+    pub fn misbehave(&mut self, how: &str) -> anyhow::Result<()> {
         let pause = self.maker.stdin.as_mut().context("the pause has no input")?;
-        pause.write_all(b"\n").and_then(|()| pause.flush()).context("telling the pause to make a process")
+        pause.write_all(format!("{how}\n").as_bytes()).context("telling the pause what to do")
     }
 
     /// Enters it, with arguments of [`Enter`]. Returns the pid of what was executed there, or of what entered when that executes

@@ -1,4 +1,4 @@
-//! A pod's sandbox whose pause does what no pause does, harmlessly.
+//! Pods' sandboxes whose pauses do what no pause does, harmlessly.
 
 use std::{process::ExitCode, time::Instant};
 
@@ -9,7 +9,10 @@ use super::{
 };
 use crate::cli::Source;
 
-/// Makes a sandbox whose pause is this program, and lets it make one process that does nothing.
+/// What a pause is made to do, and the kind of evidence that says so.
+const ACTS: [(&str, &str); 3] = [("open", "open"), ("socket", "socket"), ("process", "fork")];
+
+/// Makes a sandbox for each act, whose pause is this program, and lets it do that.
 ///
 /// # Errors
 /// When containers cannot be made here, or the agent does not start.
@@ -23,20 +26,22 @@ pub fn drill(source: &Source) -> anyhow::Result<ExitCode> {
         "io.kubernetes.cri.sandbox-name": "drill",
         "io.kubernetes.cri.sandbox-uid": "drill",
     });
-    let mut sandbox = Container::start(THIS.as_ref(), &annotations)?;
-    println!("drill: made the sandbox {}, whose pause makes a process", &sandbox.id[..12]);
-    let since = Instant::now();
-    sandbox.misbehave()?;
-    let (id, pid) = (sandbox.id.clone(), sandbox.pid);
-    let seen = agent.alert(since, |alert| {
-        alert["technique"]["id"] == "malicious-pause-container"
-            && alert["container"]["id"] == id.as_str()
-            && alert["pod"]["name"] == "drill"
-            && alert["evidence"].as_array().is_some_and(|all| all.iter().any(|one| one["kind"] == "fork"))
-    });
-    let fine = say("process", seen, pid);
-    drop(sandbox);
-    println!("drill: the sandbox is removed again");
+    let mut fine = true;
+    for (act, evidence) in ACTS {
+        let mut sandbox = Container::start(THIS.as_ref(), &annotations)?;
+        println!("drill: made the sandbox {}, whose pause is to {act}", &sandbox.id[..12]);
+        let since = Instant::now();
+        sandbox.misbehave(act)?;
+        let (id, pid) = (sandbox.id.clone(), sandbox.pid);
+        let seen = agent.alert(since, |alert| {
+            alert["technique"]["id"] == "malicious-pause-container"
+                && alert["container"]["id"] == id.as_str()
+                && alert["pod"]["name"] == "drill"
+                && alert["evidence"].as_array().is_some_and(|all| all.iter().any(|one| one["kind"] == evidence))
+        });
+        fine &= say(act, seen, pid);
+    }
+    println!("drill: the sandboxes are removed again");
     agent.stop();
     Ok(verdict(fine))
 }

@@ -23,7 +23,7 @@ pub enum Technique {
     StaticPod,
     /// Make a container of namespaces and a cgroup that does nothing, and enter it
     ContainerExec,
-    /// Make a pod's sandbox of namespaces and a cgroup, whose pause makes one process
+    /// Make pods' sandboxes of namespaces and a cgroup, whose pauses open a file, make a socket, make a process
     MaliciousPauseContainer,
 }
 

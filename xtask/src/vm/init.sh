@@ -28,6 +28,9 @@ suite() {
             sed -n 's/^  ok  *\([^ ]*\) .*, \([0-9]*\) instructions verified$/verified \2 \1/p'
         /suite/examples/evasion --flood 10000 --hooks $backend || status=$?
         /suite/examples/entries --hooks $backend || status=$?
+        check "pause" 0 PASSED /suite/detector drill malicious-pause-container --hooks $backend \
+            --no-default-dirs --manifest-dir /disk
+        cat /tmp/said
     done
     echo "backend deny"
     /suite/examples/evasion --deny --hooks lsm || status=$?

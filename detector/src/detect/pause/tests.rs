@@ -237,7 +237,7 @@ fn an_executable_too_large_for_a_pause_is_told_and_one_that_could_not_be_read_is
     node.hashed(pause, None, 0);
     assert_eq!(node.told(), []);
     node.hashed(pause, None, 90_000_000);
-    assert_eq!(node.told()[0].0, Severity::High);
+    assert_eq!(node.told()[0].0, Severity::Medium);
 }
 
 #[test]
