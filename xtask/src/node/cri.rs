@@ -114,7 +114,7 @@ struct Id {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct PullImageRequest {
+struct ImageRequest {
     #[prost(message, optional, tag = "1")]
     image: Option<ImageSpec>,
 }
@@ -206,8 +206,17 @@ impl Cri {
     /// # Errors
     /// When it cannot be pulled.
     pub async fn pull(&mut self, image: &str) -> anyhow::Result<String> {
-        let request = PullImageRequest { image: Some(ImageSpec { image: image.to_owned() }) };
+        let request = ImageRequest { image: Some(ImageSpec { image: image.to_owned() }) };
         Ok(self.call::<_, Id>("ImageService/PullImage", request).await?.id)
+    }
+
+    /// Removes an image under all its names. Its content goes some time after that.
+    ///
+    /// # Errors
+    /// When the runtime refuses.
+    pub async fn remove_image(&mut self, image: &str) -> anyhow::Result<()> {
+        let request = ImageRequest { image: Some(ImageSpec { image: image.to_owned() }) };
+        self.call::<_, Nothing>("ImageService/RemoveImage", request).await.map(drop)
     }
 
     async fn call<Q, A>(&mut self, method: &str, request: Q) -> anyhow::Result<A>

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::{
     daemons::{Node, confined},
-    host::NAME,
+    host::{NAME, PLACE},
     pods::Pod,
 };
 use crate::bench::agent::Agent;
@@ -54,10 +54,12 @@ impl Watch {
         Ok(Self { agent: Some(agent), alerts, seen: Vec::new() })
     }
 
-    /// Keeps an alert, unless it is about a pod of another node on this machine: developers run more than one thing.
+    /// Keeps an alert, unless it is about a pod or file of another node on this machine: developers run more than one thing.
     fn keep(&mut self, alert: Result<Value, String>) -> anyhow::Result<()> {
         let alert = alert.map_err(anyhow::Error::msg)?;
-        if alert["pod"]["name"].as_str().is_none_or(|name| name.ends_with(NAME)) {
+        let pod_is_ours = alert["pod"]["name"].as_str().is_none_or(|name| name.ends_with(NAME));
+        let file_is_ours = alert["file"]["path"].as_str().is_none_or(|path| path.starts_with(PLACE));
+        if pod_is_ours && file_is_ours {
             self.seen.push(alert);
         }
         Ok(())

@@ -27,11 +27,13 @@ pub struct Image {
 
 pub struct Images {
     pub pause: Image,
+    /// SHA-256 of its program, in hex.
+    pub pause_binary: String,
     /// Starts another program.
     pub forking: Image,
     /// Connects to somewhere.
     pub connecting: Image,
-    /// Behaves, but is not the one that is known.
+    /// Behaves, but neither it nor its program is the one that is known.
     pub other: Image,
     pub busybox: Image,
 }
@@ -44,7 +46,7 @@ pub fn make(place: &Path, tools: &Tools) -> anyhow::Result<Images> {
     fs::create_dir_all(place)?;
     let source = place.join("pause.c");
     fs::write(&source, include_str!("pause.c"))?;
-    let pause = |what: &str, flags: &[&str], label: &str| {
+    let pause = |what: &str, flags: &[&str]| {
         let program = place.join(what);
         check(
             Command::new("gcc")
@@ -55,14 +57,15 @@ pub fn make(place: &Path, tools: &Tools) -> anyhow::Result<Images> {
         )?;
         let files = [File { path: "pause", content: fs::read(&program)? }];
         let archive = place.join(format!("{what}.tar"));
-        pack(archive, PAUSE, &files, &[], json!({"Entrypoint": ["/pause"], "Labels": {"of": label}}))
+        pack(archive, PAUSE, &files, &[], json!({"Entrypoint": ["/pause"]}))
     };
     let busybox = fs::read(tools.busybox()).with_context(|| tools.busybox().display().to_string())?;
     Ok(Images {
-        pause: pause("honest", &[], "pause")?,
-        forking: pause("forking", &["-DEVIL_FORK"], "pause")?,
-        connecting: pause("connecting", &["-DEVIL_CONNECT"], "pause")?,
-        other: pause("other", &[], "another")?,
+        pause: pause("honest", &[])?,
+        pause_binary: digest(&fs::read(place.join("honest"))?).replace("sha256:", ""),
+        forking: pause("forking", &["-DEVIL_FORK"])?,
+        connecting: pause("connecting", &["-DEVIL_CONNECT"])?,
+        other: pause("other", &["-O0"])?,
         busybox: pack(
             place.join("busybox.tar"),
             BUSYBOX,

@@ -1,5 +1,7 @@
 //! Images that arrive on the node.
 
+use std::{thread, time::Duration};
+
 use serde_json::Value;
 
 use super::{
@@ -20,7 +22,13 @@ pub fn arrival(node: &mut Node, _: &Options, checks: &mut Checks) -> anyhow::Res
     node.import(&image)?;
     text(node.ctr(&["images", "push", "--plain-http", &pulled]))?;
     // With its content, so that it really arrives again.
-    text(node.ctr(&["images", "rm", "--sync", &pulled]))?;
+    let mut cri = node.cri.clone();
+    node.runtime.block_on(cri.remove_image(&pulled))?;
+    let blob = place("root/io.containerd.content.v1.content/blobs").join(image.digest.replace(':', "/"));
+    while blob.exists() {
+        node.alive()?;
+        thread::sleep(Duration::from_millis(20));
+    }
 
     let mut watch = Watch::start(node, &[])?;
     let imported = images::small(&dir, "docker.io/library/imported:1", "imported")?;
@@ -29,7 +37,6 @@ pub fn arrival(node: &mut Node, _: &Options, checks: &mut Checks) -> anyhow::Res
     let pause = images::small(&dir, "docker.io/mirror/pause:3.9", "mirrored")?;
     let done = node.import(&pause).and_then(|()| one(&mut watch, "malicious-pause-container"));
     checks.check("an image that is called pause: one low alert of that technique", done);
-    let mut cri = node.cri.clone();
     let done = node.runtime.block_on(cri.pull(&pulled)).and_then(|_| one(&mut watch, "supply-chain-compromise"));
     checks.check("a pull from a registry: one low alert, with who brought it", done);
     // Nothing new arrives.

@@ -35,6 +35,7 @@ pub const ALL: &[Scenario] = &[
     scenario("exec-probe", "a liveness probe that execs, and another exec beside it", probe::exec_probe),
     scenario("pause-honest", "a pod under a known pause image", pause::honest),
     scenario("pause-digest", "a pod under an unknown pause image that behaves", pause::digest),
+    scenario("pause-binary", "a pod under a pause image whose program is another", pause::binary),
     scenario("pause-fork", "a pod under a pause image that starts a program", pause::forks),
     scenario("pause-connect", "a pod under a pause image that connects", pause::connects),
     scenario("pause-config", "containerd's configuration names another pause image", pause::config),

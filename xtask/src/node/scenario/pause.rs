@@ -60,9 +60,24 @@ pub fn digest(node: &mut Node, _: &Options, checks: &mut Checks) -> anyhow::Resu
     under(node, &evil, watch, "pause-digest", checks)
 }
 
-/// The one that is known.
+/// Its digest is declared good, but its program is not the one that is.
+pub fn binary(node: &mut Node, _: &Options, checks: &mut Checks) -> anyhow::Result<()> {
+    let evil = node.images.other.clone();
+    let known = [&node.images.pause.digest, &evil.digest].map(String::as_str);
+    let watch = Watch::start(node, &known_binary(&known, &node.images.pause_binary))?;
+    under(node, &evil, watch, "pause-binary", checks)
+}
+
+fn known_binary<'a>(digests: &[&'a str], binary: &'a str) -> Vec<&'a str> {
+    let mut args: Vec<_> = digests.iter().flat_map(|digest| ["--pause-digest", digest]).collect();
+    args.extend(["--pause-binary", binary]);
+    args
+}
+
+/// The one that is known, by its digest and by its program.
 pub fn honest(node: &mut Node, _: &Options, checks: &mut Checks) -> anyhow::Result<()> {
-    let mut watch = watch(node, &[&node.images.pause])?;
+    let images = &node.images;
+    let mut watch = Watch::start(node, &known_binary(&[&images.pause.digest], &images.pause_binary))?;
     node.run_pod(&pods::manifest("pause-honest", pods::IDLE))?;
     let rest = watch.rest_of(TECHNIQUE)?;
     checks.check("twin: a pod under a known pause is no alert", none(&rest));
