@@ -1,11 +1,20 @@
 //! `detector doctor`: what works on this host, what does not, and what that means.
 
-use std::{fmt::Write as _, fs, io::Write as _, path::Path, process::ExitCode};
+use std::{
+    fmt::Write as _,
+    fs,
+    io::Write as _,
+    path::Path,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use crate::{
-    escape::escape,
-    record::{Body, DirState, HookState, Watched},
+    escape::{escape, escape_to},
+    record::{Body, DirState, HookState, InfoFrom, Watched},
     source::{
+        bundle::Bundles,
+        cri::{self, Answer, Cri},
         kernel::{Kernel, btf, hooks::HOOKS, hooks::Hook},
         live::Options,
         manifest::View,
@@ -51,7 +60,14 @@ pub fn doctor(options: &Options) -> anyhow::Result<ExitCode> {
             problems.push("no hook can be attached".to_owned());
         }
     }
+    let names: Vec<String> = attached
+        .iter()
+        .flat_map(Kernel::hooks)
+        .filter(|hook| hook.backend.is_some())
+        .map(|hook| hook.name.clone())
+        .collect();
     drop(attached);
+    containers(&mut report, options, &mut notes)?;
 
     writeln!(report, "\nWatched")?;
     let watched = watched(options);
@@ -95,8 +111,93 @@ pub fn doctor(options: &Options) -> anyhow::Result<ExitCode> {
         "static-pod: cannot run as it should"
     };
     writeln!(report, "  {:<10} {verdict}", if fine { "ok" } else { "FAILED" })?;
+    let has = |name: &str| names.iter().any(|hook| hook == name);
+    let by_cgroup = has("cgroup") && proc::cgroup2_root().is_some();
+    let (mark, verdict) = match (has("exec"), by_cgroup) {
+        (true, true) if has("namespaces") || has("syscall") => {
+            ("ok", "who gets into a container is named, executing something there or not")
+        }
+        (true, true) => {
+            ("part", "who executes something in a container is named; entering without an exec is not seen")
+        }
+        (true, false) => {
+            ("part", "containers are told apart by their namespaces alone: without a v2 cgroup no pod is known")
+        }
+        (false, _) => ("none", "needs the hook exec"),
+    };
+    writeln!(report, "  {mark:<10} container-exec: {verdict}")?;
+    let (mark, verdict) = match (has("exec") && has("fork") && by_cgroup, has("socket") || has("syscall")) {
+        (true, true) => ("ok", "what sandboxes execute, fork, connect to and open is seen, and which images arrive"),
+        (true, false) => ("part", "what sandboxes execute and fork is seen; sockets are not"),
+        (false, _) => ("none", "needs the hooks exec, fork and cgroup, and a v2 cgroup hierarchy"),
+    };
+    writeln!(report, "  {mark:<10} malicious-pause-container: {verdict}")?;
     std::io::stdout().write_all(report.as_bytes())?;
     Ok(if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Containers that run here, and the runtimes that can be asked about them.
+fn containers(report: &mut String, options: &Options, notes: &mut Vec<String>) -> std::fmt::Result {
+    /// How long runtimes may take to answer.
+    const PATIENCE: Duration = Duration::from_secs(3);
+    writeln!(report, "\nContainers")?;
+    let mut bundles = Bundles::default();
+    bundles.learn_from_shims();
+    let seeds = proc::seed().unwrap_or_default();
+    let found: Vec<_> = seeds.cgroups.iter().filter_map(|(id, path)| bundles.container(*id, path, None)).collect();
+    let known = found.iter().filter(|info| info.from != InfoFrom::Nothing).count();
+    let mark = if known == found.len() { "ok" } else { "note" };
+    writeln!(report, "  {mark:<10} {:<22} {} run here, {known} described by their bundles", "bundles", found.len())?;
+    for info in found.iter().filter(|info| info.from == InfoFrom::Nothing).take(5) {
+        let why = info.unreadable.as_deref().unwrap_or("nothing is known");
+        writeln!(report, "  {:<10} {:<22} {}", "unknown", escape_to(&info.id, 12), escape(why))?;
+    }
+    let Some(explicit) = &options.cri else {
+        notes.push(
+            "container runtimes are not asked (--no-cri): images have no digests and sandboxes no image".to_owned(),
+        );
+        return Ok(());
+    };
+    let sockets = cri::sockets(explicit, &options.discovery.proc);
+    if sockets.is_empty() {
+        writeln!(report, "  {:<10} {:<22} none found; name one with --cri-socket", "absent", "runtime sockets")?;
+        notes.push("no container runtime is asked: containers are known by their bundles alone".to_owned());
+        return Ok(());
+    }
+    let wanted = sockets.len();
+    let asked = match Cri::start(sockets) {
+        Ok(asked) => asked,
+        Err(error) => return writeln!(report, "  {:<10} {:<22} {error}", "MISSING", "runtime sockets"),
+    };
+    let deadline = Instant::now() + PATIENCE;
+    let mut said = 0;
+    while said < wanted && Instant::now() < deadline {
+        let mut answers = Vec::new();
+        asked.answers(&mut answers);
+        for answer in answers {
+            said += 1;
+            match answer {
+                Answer::Connected(to) => writeln!(
+                    report,
+                    "  {:<10} {:<22} {} at {} (CRI {})",
+                    "ok",
+                    "runtime",
+                    to.runtime,
+                    escape(&to.socket),
+                    to.api
+                )?,
+                Answer::Warning(warning) => {
+                    writeln!(report, "  {:<10} {:<22} {}", "absent", "runtime", escape(&warning))?
+                }
+                _ => said -= 1,
+            }
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    if said < wanted {
+        writeln!(report, "  {:<10} {:<22} {} did not answer", "absent", "runtime", wanted - said)?;
+    }
+    Ok(())
 }
 
 fn watched(options: &Options) -> Watched {

@@ -3,6 +3,7 @@
 //! Machines are noisy, so costs are ratios of interleaved pairs of one run, with their quartiles.
 
 pub mod agent;
+mod containers;
 pub mod loops;
 
 use std::{
@@ -49,6 +50,7 @@ struct Report {
     rss_kib: Rss,
     latency_ms: BTreeMap<&'static str, Latency>,
     storm: Storm,
+    containers: containers::Containers,
 }
 
 /// What a loop costs with the detector beside it.
@@ -138,6 +140,8 @@ fn measure(options: &Options, detector: &Path, dir: &Path, manifests: &Path) -> 
     latencies.insert("open+write+close", latency(detector, dir, manifests, plants, false)?);
     eprintln!("==> storm");
     let (storm, rss) = storm(detector, dir, manifests, if options.quick { 2 } else { 10 })?;
+    eprintln!("==> containers");
+    let containers = containers::measure(detector, dir, manifests)?;
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned();
     Ok(Report {
         kernel,
@@ -147,6 +151,7 @@ fn measure(options: &Options, detector: &Path, dir: &Path, manifests: &Path) -> 
         rss_kib: rss,
         latency_ms: latencies,
         storm,
+        containers,
     })
 }
 
@@ -324,6 +329,14 @@ fn print(report: &Report) {
         report.rss_kib.ring_buffers as f64 / 1024.0
     );
     println!(
+        "containers               {} of {} known, {:.0} us each (at most {:.0}); {:.1} MiB resident with all of them",
+        report.containers.known,
+        report.containers.count,
+        report.containers.mean_us,
+        report.containers.max_us,
+        report.containers.rss_kib as f64 / 1024.0
+    );
+    println!(
         "fork+exec storm          {} in {:.1} s on all CPUs, {} events lost\n",
         report.storm.forks, report.storm.seconds, report.storm.lost
     );
@@ -338,6 +351,8 @@ fn print(report: &Report) {
         ("resident memory, MiB", report.rss_kib.after_load as f64 / 1024.0, 16.0),
         ("latency p99, ms", p99, 10.0),
         ("events lost in the storm", report.storm.lost as f64, 0.0),
+        ("looking up a new container, us", report.containers.mean_us, 30.0),
+        ("memory with 500 containers, MiB", report.containers.rss_kib as f64 / 1024.0, 40.0),
         ("plants missed", missed as f64, 0.0),
     ] {
         println!("{:<8} {what}: {value:.3} (bar {bar})", if value <= bar { "ok" } else { "MISSED" });

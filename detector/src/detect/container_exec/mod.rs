@@ -213,9 +213,14 @@ impl ContainerExec {
         context: &Context,
     ) -> Option<Finding> {
         let other = context.containers.owner(Namespace::Pid, exec.event.header.pid_ns)?;
-        if other.info.id == container.info.id || other.info.role == ContainerRole::Sandbox {
+        if other.info.id == container.info.id
+            || other.info.role == ContainerRole::Sandbox
+            // The same process again, with another program.
+            || self.is_told(actor, container, context)
+        {
             return None;
         }
+        self.tell(actor, &container.info.id);
         let title = format!(
             "Debug container {} joined {}: {}",
             shown(container),

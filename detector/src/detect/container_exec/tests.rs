@@ -258,6 +258,7 @@ fn a_debug_container_among_anothers_processes_is_told_and_a_pod_with_one_pid_nam
     info.joins_pid_of = Some(APP.pid);
     let mut stream = node();
     start(&mut stream, debug, info.clone(), "/bin/sh");
+    stream.kernel(testing::exec_in(debug, SHIM, "/bin/sleep", &["sleep", "9"], POD_SHARED, 8, ""));
     let alert = only(&mut stream);
     assert!(alert.title.starts_with("Debug container debugger joined app"), "{}", alert.title);
     let mut stream = node();
