@@ -3,8 +3,11 @@
 
 use std::{
     fs,
-    io::ErrorKind,
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
+    io::{ErrorKind, Write as _},
+    os::unix::{
+        fs::{DirBuilderExt as _, MetadataExt as _},
+        net::UnixStream,
+    },
     path::{Path, PathBuf},
     process::Command,
     thread,
@@ -53,21 +56,35 @@ pub struct Held {
     _lock: Flock<fs::File>,
 }
 
-/// Takes the host, once what an earlier run left is cleaned up.
+/// Holds the host, so that there is one node at a time.
 ///
 /// # Errors
-/// When another node or kubelet is up, or the place is not ours.
+/// When another one is up.
 pub fn hold() -> anyhow::Result<Held> {
-    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(LOCK).context(LOCK)?;
-    let Ok(lock) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else {
-        bail!("another `cargo xtask node` is up on this machine ({LOCK} is held). Type: fuser {LOCK}; or wait for it");
-    };
+    let file = fs::OpenOptions::new().create(true).truncate(false).read(true).write(true).open(LOCK).context(LOCK)?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(mut lock) => {
+            lock.set_len(0)?;
+            write!(lock, "{}", std::process::id())?;
+            Ok(Held { _lock: lock })
+        }
+        Err(_) => {
+            let pid = fs::read_to_string(LOCK).unwrap_or_default();
+            bail!("another `cargo xtask node` is up on this machine, process {pid}. Type: kill {pid}; or wait for it")
+        }
+    }
+}
+
+/// Takes what a node needs from the host, once what an earlier run left is cleaned up.
+///
+/// # Errors
+/// When something is not to be had: another kubelet is up, or the place is not ours.
+pub fn take(_: &Held) -> anyhow::Result<()> {
     if Path::new(PLACE).exists() {
-        ours()?;
         crate::setup::say("taking down what an earlier run left");
         release()?;
     }
-    if std::os::unix::net::UnixStream::connect("/var/lib/kubelet/device-plugins/kubelet.sock").is_ok() {
+    if UnixStream::connect("/var/lib/kubelet/device-plugins/kubelet.sock").is_ok() {
         bail!("a kubelet runs on this machine already, and two cannot. Type: systemctl stop kubelet");
     }
     fs::DirBuilder::new().mode(0o700).create(PLACE).context(PLACE)?;
@@ -75,18 +92,13 @@ pub fn hold() -> anyhow::Result<Held> {
     fs::write(existed_file(), existed.concat())?;
     fs::write(sysctl_file(), sysctls()?)?;
     for root in cgroup_roots()? {
-        let path = root.join(NAME);
-        fs::create_dir(&path)
-            .or_else(|error| if error.kind() == ErrorKind::AlreadyExists { Ok(()) } else { Err(error) })
-            .with_context(|| format!("{}: making a cgroup", path.display()))?;
+        fs::create_dir(root.join(NAME)).with_context(|| format!("making a cgroup in {}", root.display()))?;
     }
     fs::create_dir(daemons_cgroup()?).context("making a cgroup for the daemons")?;
-    let netns = network();
-    fs::write(&netns, "")?;
+    fs::write(network(), "")?;
     let mut unshare = Command::new("unshare");
-    unshare.arg(format!("--net={}", netns.display())).args(["ip", "link", "set", "lo", "up"]);
-    crate::check(&mut unshare)?;
-    Ok(Held { _lock: lock })
+    unshare.arg(format!("--net={}", network().display())).args(["ip", "link", "set", "lo", "up"]);
+    crate::check(&mut unshare)
 }
 
 /// Takes everything down, in whatever state it is. Does what can be done, and then says what could not.
@@ -94,6 +106,9 @@ pub fn hold() -> anyhow::Result<Held> {
 /// # Errors
 /// Names what is left.
 pub fn release() -> anyhow::Result<()> {
+    if Path::new(PLACE).exists() {
+        ours()?;
+    }
     type Step = fn() -> anyhow::Result<()>;
     let steps: [(&str, Step); 7] = [
         ("processes", kill_all),

@@ -17,7 +17,7 @@ use std::{
     process::Command,
     sync::atomic::{AtomicBool, Ordering},
     thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use anyhow::Context as _;
@@ -70,7 +70,7 @@ pub fn node(options: &Options) -> anyhow::Result<()> {
     }
     setup::setup(&[Need::Root, Need::Btf])?;
     if options.down {
-        drop(host::hold()?);
+        let _held = host::hold()?;
         return host::release();
     }
     let tools = tools::tools()?;
@@ -79,17 +79,20 @@ pub fn node(options: &Options) -> anyhow::Result<()> {
 
     let started = Instant::now();
     let held = host::hold()?;
-    take_down_on_signal(&runtime, options.shell)?;
-    let done = daemons::up(tools, detector, runtime).and_then(|mut node| {
+    take_down_on_signal(options.shell)?;
+    let up = host::take(&held).and_then(|()| daemons::up(tools, detector, runtime));
+    let done = up.and_then(|mut node| {
         say(&format!("the node is up, in {:.1} s", started.elapsed().as_secs_f64()));
         let done = if options.shell { shell(&node) } else { run(&mut node, options) };
         done.and_then(|()| node.alive())
     });
     if INTERRUPTED.load(Ordering::SeqCst) {
-        // The node is being taken down, and the process ends after that.
-        thread::sleep(Duration::from_secs(600));
+        // The node is being taken down by the thread that got the signal, which then ends the process.
+        loop {
+            thread::park();
+        }
     }
-    let logs = root().join("target").join("node/logs");
+    let logs = root().join("target/node/logs");
     // They are of use after a failure only, and then one without them is no worse.
     let _ = std::process::Command::new("cp").arg("-rT").arg(place("logs")).arg(&logs).status();
     let started = Instant::now();
@@ -101,25 +104,28 @@ pub fn node(options: &Options) -> anyhow::Result<()> {
     done.and(down)
 }
 
-/// Ctrl-C and its like take the node down first. In a shell Ctrl-C is the shell's.
-fn take_down_on_signal(runtime: &tokio::runtime::Runtime, shell: bool) -> anyhow::Result<()> {
-    let _guard = runtime.enter();
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut hangup = signal(SignalKind::hangup())?;
-    runtime.spawn(async move {
-        loop {
-            tokio::select! {
-                _ = interrupt.recv() => if shell { continue },
-                _ = terminate.recv() => {}
-                _ = hangup.recv() => {}
+/// Ctrl-C and its like take the node down first. In a shell Ctrl-C is the shell's. In a thread that nothing else waits for:
+/// whatever the others are at, it ends the process.
+fn take_down_on_signal(shell: bool) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (mut interrupt, mut terminate, mut hangup) = {
+        let _guard = runtime.enter();
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?)
+    };
+    thread::spawn(move || {
+        runtime.block_on(async {
+            loop {
+                tokio::select! {
+                    _ = interrupt.recv() => if shell { continue },
+                    _ = terminate.recv() => {}
+                    _ = hangup.recv() => {}
+                }
+                break;
             }
-            break;
-        }
+        });
         INTERRUPTED.store(true, Ordering::SeqCst);
         say("interrupted: taking the node down");
-        let down = tokio::task::spawn_blocking(host::release).await;
-        if let Ok(Err(error)) = down {
+        if let Err(error) = host::release() {
             eprintln!("error: {error:#}");
         }
         std::process::exit(130);
@@ -139,7 +145,11 @@ fn run(node: &mut Node, options: &Options) -> anyhow::Result<()> {
         let started = Instant::now();
         say(&format!("{}: {}", scenario.name, scenario.what));
         let mut checks = scenario::Checks::default();
-        if let Err(error) = (scenario.run)(node, options, &mut checks) {
+        let done = (scenario.run)(node, options, &mut checks);
+        if INTERRUPTED.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        if let Err(error) = done {
             checks.check("scenario", Err(error));
         }
         eprintln!("    {:.1} s", started.elapsed().as_secs_f64());
