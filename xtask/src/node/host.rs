@@ -48,6 +48,8 @@ const OUTSIDE: [&str; 8] = [
     "/run/containerd",
     "/run/containerd/s",
 ];
+/// How long another node is waited for.
+const OTHERS: Duration = Duration::from_secs(900);
 /// How long killed processes may take to be gone.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -56,22 +58,34 @@ pub struct Held {
     _lock: Flock<fs::File>,
 }
 
-/// Holds the host, so that there is one node at a time.
+/// Holds the host, so that there is one node at a time; waits for another one.
 ///
 /// # Errors
-/// When another one is up.
+/// When another one is up for long.
 pub fn hold() -> anyhow::Result<Held> {
-    let file = fs::OpenOptions::new().create(true).truncate(false).read(true).write(true).open(LOCK).context(LOCK)?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(mut lock) => {
+    let open = || {
+        let mut options = fs::OpenOptions::new();
+        options.create(true).truncate(false).read(true).write(true);
+        options.open(LOCK).context(LOCK)
+    };
+    let deadline = Instant::now() + OTHERS;
+    let mut said = false;
+    loop {
+        if let Ok(mut lock) = Flock::lock(open()?, FlockArg::LockExclusiveNonblock) {
             lock.set_len(0)?;
             write!(lock, "{}", std::process::id())?;
-            Ok(Held { _lock: lock })
+            return Ok(Held { _lock: lock });
         }
-        Err(_) => {
-            let pid = fs::read_to_string(LOCK).unwrap_or_default();
-            bail!("another `cargo xtask node` is up on this machine, process {pid}. Type: kill {pid}; or wait for it")
+        let pid = fs::read_to_string(LOCK).unwrap_or_default();
+        anyhow::ensure!(
+            Instant::now() < deadline,
+            "another `cargo xtask node` is up on this machine, process {pid}, and does not end. Type: kill {pid}"
+        );
+        if !said {
+            crate::setup::say(&format!("waiting for another node on this machine, process {pid}"));
+            said = true;
         }
+        thread::sleep(Duration::from_millis(200));
     }
 }
 
