@@ -87,11 +87,21 @@ impl Images {
             self.parents.insert(child, image.digest.clone());
         }
         if !image.names.is_empty() {
+            // A name belongs to whom it was given last.
+            for names in self.annotated.map.values_mut() {
+                names.retain(|name| !image.names.contains(name));
+            }
             self.annotated.insert(&image.digest, image.names.clone());
         }
     }
 
     pub fn named(&mut self, names: &ImageNames) {
+        for other in self.names.map.values_mut() {
+            other.tags.retain(|tag| !names.tags.contains(tag));
+        }
+        for annotated in self.annotated.map.values_mut() {
+            annotated.retain(|name| !names.tags.contains(name));
+        }
         self.names.insert(&digest(&names.id).unwrap_or_else(|| names.id.clone()), names.clone());
     }
 
@@ -142,7 +152,7 @@ impl Images {
     pub fn comparable(&self, digests: &BTreeSet<String>) -> bool {
         let named = |digest: &String| {
             self.names.map.get(digest).is_some_and(|names| !names.digests.is_empty())
-                || self.annotated.map.contains_key(digest)
+                || self.annotated.map.get(digest).is_some_and(|names| !names.is_empty())
         };
         digests.iter().any(|digest| named(digest) || self.parents.map.contains_key(digest))
     }
@@ -270,6 +280,24 @@ mod tests {
         }
         assert!(images.digests("pause:8").is_empty());
         assert_eq!(images.names_of(&[sha('1')].into()), ["docker.io/library/pause:9".to_owned()].into());
+    }
+
+    #[test]
+    fn a_tag_that_was_given_to_another_image_leads_to_that_one_alone() {
+        let named = |id: char, digest: char| ImageNames {
+            id: sha(id),
+            tags: vec!["registry.k8s.io/pause:3.9".to_owned()],
+            digests: vec![format!("registry.k8s.io/pause@{}", sha(digest))],
+            pinned: true,
+        };
+        let mut images = Images::default();
+        images.named(&named('c', '1'));
+        images.named(&named('d', '2'));
+        assert_eq!(images.digests("registry.k8s.io/pause:3.9"), [sha('d'), sha('2')].into());
+        let arrived = |c| ImageArrival { names: vec!["x/pause:1".to_owned()], ..arrival(&sha(c), &[]) };
+        images.arrived(&arrived('5'));
+        images.arrived(&arrived('6'));
+        assert_eq!(images.digests("x/pause:1"), [sha('6')].into());
     }
 
     #[test]
