@@ -92,20 +92,27 @@ pub fn scratch(slot: u32) -> Option<*mut Scratch> {
     SCRATCH.get_ptr_mut(slot)
 }
 
+/// A scratch slot that is one run's own. Pointers rather than the slot's number: to the verifier those of one slot are like
+/// those of another, and it follows what comes behind once.
+pub struct Claim {
+    pub scratch: *mut Scratch,
+    runs: *mut u64,
+}
+
 /// Claims one of a reporter's scratch slots, which starts at `first`, until [`release`]; none when all are claimed.
 ///
 /// Since 6.2 an LSM program that is preempted does not keep the next task on that CPU from running it too, and the two must
 /// not write one record. Whoever finds itself alone after it has added itself has the slot; additions are atomic in
 /// the oldest kernels too, exchanges are not.
 #[inline(always)]
-pub fn claim(first: u32) -> Option<u32> {
+pub fn claim(first: u32) -> Option<Claim> {
     for slot in first..first + scratch::CLAIMS {
-        let runs = CLAIMED.get_ptr_mut(slot)?;
+        let (scratch, runs) = (SCRATCH.get_ptr_mut(slot)?, CLAIMED.get_ptr_mut(slot)?);
         // SAFETY: a map's value; volatile, because other runs change it.
         unsafe {
             add(runs, 1);
             if core::ptr::read_volatile(runs) == 1 {
-                return Some(slot);
+                return Some(Claim { scratch, runs });
             }
             add(runs, -1);
         }
@@ -115,11 +122,9 @@ pub fn claim(first: u32) -> Option<u32> {
 
 /// Gives a slot back.
 #[inline(always)]
-pub fn release(slot: u32) {
-    if let Some(runs) = CLAIMED.get_ptr_mut(slot) {
-        // SAFETY: a map's value.
-        unsafe { add(runs, -1) };
-    }
+pub fn release(claim: Claim) {
+    // SAFETY: a map's value.
+    unsafe { add(claim.runs, -1) };
 }
 
 /// Sends the first `len` bytes of a scratch slot, in which a record with tail was put together.

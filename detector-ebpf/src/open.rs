@@ -12,7 +12,7 @@ use detector_common::{DENIED, Open, hook, kind, scratch, watch};
 use crate::{
     emit::{self, Ring},
     kernel::{self, Detail, Ptr, current, load},
-    maps::offset,
+    maps::{Scratch, offset},
     path,
     security::{self, May},
     watched,
@@ -25,8 +25,6 @@ pub const FMODE_WRITE: u32 = 1 << 1;
 pub struct Reporter {
     pub kind: u16,
     pub hook: u16,
-    /// One of [`scratch`].
-    pub slot: u32,
     pub syscall: u32,
 }
 
@@ -35,9 +33,15 @@ const STEPS: u32 = 12;
 
 /// Reports a file that is watched, or lies in a watched directory. Returns whether the act is to be refused.
 #[inline(always)]
-pub fn report<const STEPS: u32>(task: Ptr, file: Ptr, mode: u32, by: &Reporter, may: May) -> bool {
+pub fn report<const STEPS: u32>(
+    task: Ptr,
+    file: Ptr,
+    mode: u32,
+    scratch: *mut Scratch,
+    by: &Reporter,
+    may: May,
+) -> bool {
     const BODY: usize = size_of::<Open>();
-    let Some(scratch) = emit::scratch(by.slot) else { return false };
     let record = scratch.cast::<Open>();
     // SAFETY: `record` lies in a scratch slot.
     let Some(found) = (unsafe { watched::file(file, &raw mut (*record).watch) }) else { return false };
@@ -77,12 +81,13 @@ fn opened(file: Ptr, mode: u32, may: May) -> bool {
 /// Reports in a scratch slot that no other run of this hook writes to.
 #[inline(always)]
 fn claimed(kind: u16, hook: u16, first: u32, file: Ptr, mode: u32, may: May) -> bool {
-    let Some(slot) = emit::claim(first) else {
+    let Some(claim) = emit::claim(first) else {
         emit::lost(hook);
         return false;
     };
-    let denied = report::<STEPS>(current(), file, mode, &Reporter { kind, hook, slot, syscall: u32::MAX }, may);
-    emit::release(slot);
+    let by = Reporter { kind, hook, syscall: u32::MAX };
+    let denied = report::<STEPS>(current(), file, mode, claim.scratch, &by, may);
+    emit::release(claim);
     denied
 }
 

@@ -190,13 +190,9 @@ fn open(task: Ptr, call: &Call, kind: u16, fd: u32) {
             return;
         }
     }
-    open::report::<STEPS>(
-        task,
-        file,
-        mode,
-        &Reporter { kind, hook: hook::SYS_EXIT, slot: scratch::SYSCALL_OPEN, syscall: call.number },
-        May::Look,
-    );
+    let Some(scratch) = emit::scratch(scratch::SYSCALL_OPEN) else { return };
+    let by = Reporter { kind, hook: hook::SYS_EXIT, syscall: call.number };
+    open::report::<STEPS>(task, file, mode, scratch, &by, May::Look);
 }
 
 /// Reports a call with the paths that it was given.

@@ -405,20 +405,25 @@ fn context_that_is_lost_while_the_agent_stands_still_is_told_and_alerts_still_co
     act("forks", &agent.dir, "50000", "");
     let during = act("create", &agent.dir, "during.yaml", POD);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).unwrap();
+    // Whatever else goes on on this machine meanwhile is none of this test.
     let told = agent.rest();
-    let (losses, others): (Vec<_>, Vec<_>) =
-        told.into_iter().partition(|alert| alert["technique"]["id"] == "detector-tampering");
-    let [planted] = others.as_slice() else { panic!("one act, one alert: {others:#?}") };
+    let path = agent.path("during.yaml");
+    let planted: Vec<_> = told.iter().filter(|alert| alert["file"]["path"] == path.to_str().unwrap()).collect();
+    let [planted] = planted.as_slice() else { panic!("one act, one alert: {planted:#?}") };
     assert_eq!(planted["process"]["pid"], during, "the other ring lost nothing: {planted:#}");
-    assert_eq!(Path::new(planted["file"]["path"].as_str().unwrap()), agent.path("during.yaml"));
-    let loss = losses.first().expect("the loss is told");
+    let loss = told.iter().find(|alert| alert["technique"]["id"] == "detector-tampering").expect("the loss is told");
     assert_eq!(loss["severity"], "low", "{loss:#}");
-    assert!(loss["reasons"][0].as_str().unwrap().starts_with("ring buffer full at exec ("), "{loss:#}");
+    let reason = loss["reasons"][0].as_str().unwrap();
+    assert!(reason.starts_with("ring buffer full at ") && reason.contains("fork ("), "{loss:#}");
     let after = act("create", &agent.dir, "after.yaml", POD);
     assert_named(&agent.alert("after.yaml", "added"), after, &act_program());
     let stats = agent.stop();
-    let lost: Vec<_> = stats["lost"].as_object().unwrap().keys().map(String::as_str).collect();
-    assert_eq!(lost, ["exec", "exit", "fork"], "context alone");
+    let lost = stats["lost"].as_object().unwrap();
+    assert!(["exec", "exit", "fork"].iter().all(|hook| lost.contains_key(*hook)), "{lost:?}");
+    assert!(
+        !lost.contains_key("syscall") && !lost.keys().any(|hook| hook.starts_with("inode-")),
+        "context alone: {lost:?}"
+    );
 }
 
 #[test]

@@ -32,8 +32,8 @@ const SOME: [&str; 3] = ["5.10", "6.12", "7.3"];
 const VERIFIED_MAX: u32 = 4_000;
 /// The file system of the machines' disk, ext4.
 const DISK: &str = "disk.ext4";
-/// A machine that says nothing for so long is stuck.
-const LIMIT: Duration = Duration::from_secs(600);
+/// A machine that takes so long is stuck.
+const LIMIT: Duration = Duration::from_secs(1800);
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -169,8 +169,13 @@ fn prepare(wanted: &[Wanted]) -> anyhow::Result<(Vec<Kernel>, PathBuf)> {
         initrd(arch, &place)?;
     }
     let disk = place.join(DISK);
-    fs::File::create(&disk)?.set_len(512 << 20)?;
-    check(Command::new("mke2fs").args(["-q", "-F", "-t", "ext4"]).arg(&disk))?;
+    // No machine writes to it: see `machine`.
+    if !disk.exists() {
+        let fresh = place.join(format!("{DISK}.new"));
+        fs::File::create(&fresh)?.set_len(512 << 20)?;
+        check(Command::new("mke2fs").args(["-q", "-F", "-t", "ext4"]).arg(&fresh))?;
+        fs::rename(&fresh, &disk)?;
+    }
     Ok((kernels, place))
 }
 
