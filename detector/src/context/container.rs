@@ -141,8 +141,10 @@ pub struct Containers {
     by_id: BTreeMap<String, Container>,
     by_cgroup: BTreeMap<u64, String>,
     by_path: BTreeMap<String, String>,
-    /// Whose namespaces these are: the first container's that had them, so that a pod's shared ones are its sandbox's.
+    /// Whose namespaces these are: the first container's of a pod that had them, so that shared ones are its sandbox's.
     owners: BTreeMap<(Namespace, u32), String>,
+    /// First processes that run.
+    inits: BTreeMap<ProcessKey, String>,
     /// In the order in which their cgroups went.
     gone: VecDeque<String>,
 }
@@ -205,7 +207,9 @@ impl Containers {
     }
 
     fn remove(&mut self, id: &str) {
-        self.by_id.remove(id);
+        if let Some(init) = self.by_id.remove(id).and_then(|container| container.init) {
+            self.inits.remove(&init);
+        }
         self.by_cgroup.retain(|_, of| of != id);
         self.by_path.retain(|_, of| of != id);
         self.owners.retain(|_, of| of != id);
@@ -246,12 +250,28 @@ impl Containers {
         }
         container.init = Some(process);
         container.namespaces = *has;
+        self.inits.insert(process, id.to_owned());
+        let container = self.by_id.get(id)?;
         for ((kind, inode), (_, hosts)) in has.each().into_iter().zip(host.each()) {
-            if inode != 0 && inode != hosts {
-                self.owners.entry((kind, inode)).or_insert_with(|| id.to_owned());
+            let is_new = match kind {
+                Namespace::Mnt | Namespace::Cgroup => true,
+                Namespace::Pid => inner_pid == 1,
+                _ => false,
+            };
+            // Numbers are used again as soon as they are free.
+            let keeps = !is_new && self.owner(kind, inode).is_some_and(|owner| owner.is_with(container));
+            if inode != 0 && inode != hosts && !keeps {
+                self.owners.insert((kind, inode), id.to_owned());
             }
         }
-        self.by_id.get(id)
+        Some(container)
+    }
+
+    /// A process ends. With a container's first one its namespaces go, and their numbers are free for others.
+    pub fn exited(&mut self, process: ProcessKey) {
+        if let Some(id) = self.inits.remove(&process) {
+            self.owners.retain(|_, owner| *owner != id);
+        }
     }
 
     /// The container whose namespace this is.
@@ -355,6 +375,24 @@ mod tests {
     }
 
     #[test]
+    fn a_namespace_number_that_is_used_again_is_the_later_containers() {
+        for exit_is_seen in [true, false] {
+            let mut containers = Containers::default();
+            let inside = Namespaces { mnt: 11, pid: 12, ..HOST };
+            for (id, pid) in [("a", 3), ("b", 4)] {
+                // Two containers of one pod.
+                containers.insert(&ContainerInfo { sandbox_id: Some("s".to_owned()), ..info(id, pid.into()) }, None);
+                containers.runs(id, key(pid), 1, &inside, &HOST);
+                assert_eq!(containers.owner(Namespace::Pid, 12).unwrap().info.id, id);
+                if exit_is_seen {
+                    containers.exited(key(pid));
+                    assert_eq!(containers.of_namespaces(&inside, None), None);
+                }
+            }
+        }
+    }
+
+    #[test]
     fn a_container_that_sees_the_nodes_processes_begins_with_any_pid() {
         let mut containers = Containers::default();
         containers.insert(&ContainerInfo { host_pid: true, ..info("a", 10) }, None);
@@ -384,7 +422,8 @@ mod tests {
         assert!(containers.of_cgroup(10, &cgroups).is_some());
         containers.forget(BootNs(RETAIN_NS + 5));
         assert!(containers.is_empty() && containers.of_cgroup(10, &cgroups).is_none());
-        assert!(containers.by_path.is_empty() && containers.owners.is_empty() && containers.gone.is_empty());
+        assert!(containers.by_path.is_empty() && containers.owners.is_empty());
+        assert!(containers.gone.is_empty() && containers.inits.is_empty());
     }
 
     #[test]

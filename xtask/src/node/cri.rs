@@ -119,6 +119,23 @@ struct ImageRequest {
     image: Option<ImageSpec>,
 }
 
+#[derive(Clone, PartialEq, prost::Message)]
+struct ContainerStatusResponse {
+    #[prost(message, optional, tag = "1")]
+    status: Option<ContainerStatus>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ContainerStatus {
+    #[prost(int32, tag = "3")]
+    state: i32,
+    #[prost(int32, tag = "7")]
+    exit_code: i32,
+}
+
+/// `ContainerState`: it has ended.
+const EXITED: i32 = 2;
+
 /// The pod that a container is made in, as its sandbox is known to the runtime.
 #[derive(Clone, Debug)]
 pub struct Sandbox {
@@ -191,6 +208,22 @@ impl Cri {
     /// When the runtime cannot start it.
     pub async fn start(&mut self, id: &str) -> anyhow::Result<()> {
         self.call::<_, Nothing>("RuntimeService/StartContainer", Id { id: id.to_owned() }).await.map(drop)
+    }
+
+    /// Waits until a container has ended by itself; returns its exit code.
+    ///
+    /// # Errors
+    /// When the runtime does not know it, or it does not end.
+    pub async fn ended(&mut self, id: &str) -> anyhow::Result<i32> {
+        for _ in 0..6000 {
+            let asked = Id { id: id.to_owned() };
+            let answer: ContainerStatusResponse = self.call("RuntimeService/ContainerStatus", asked).await?;
+            if let Some(status) = answer.status.filter(|status| status.state == EXITED) {
+                return Ok(status.exit_code);
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        anyhow::bail!("container {id} does not end");
     }
 
     /// Kills a container if it runs, and removes it.

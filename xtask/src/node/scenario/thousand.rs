@@ -74,7 +74,14 @@ async fn storm(cri: &Cri, sandboxes: &[Sandbox], count: u32) -> Vec<String> {
         all.spawn(async move {
             let _turn = turn.acquire().await?;
             let id = cri.create(&sandbox, &format!("one-{number}"), BUSYBOX, &["/bin/true"], None).await?;
-            let ran = cri.start(&id).await;
+            let ran = async {
+                cri.start(&id).await?;
+                // Removed at once it may be killed before it has executed anything.
+                let code = cri.ended(&id).await?;
+                anyhow::ensure!(code == 0, "{id} ended with {code}");
+                Ok(())
+            };
+            let ran = ran.await;
             cri.remove(&id).await?;
             ran
         });
