@@ -108,6 +108,7 @@ pub fn take(_: &Held) -> anyhow::Result<()> {
     for root in cgroup_roots()? {
         fs::create_dir(root.join(NAME)).with_context(|| format!("making a cgroup in {}", root.display()))?;
     }
+    enable_controllers()?;
     fs::create_dir(daemons_cgroup()?).context("making a cgroup for the daemons")?;
     fs::write(network(), "")?;
     let mut unshare = Command::new("unshare");
@@ -124,12 +125,13 @@ pub fn release() -> anyhow::Result<()> {
         ours()?;
     }
     type Step = fn() -> anyhow::Result<()>;
-    let steps: [(&str, Step); 7] = [
+    let steps: [(&str, Step); 8] = [
         ("processes", kill_all),
         // Their names are in files that go with the place.
         ("shims' sockets", shim_sockets),
         ("mounts", unmount_all),
         ("cgroups", cgroups),
+        ("cgroup controllers", restore_controllers),
         ("sysctls", restore_sysctls),
         ("files outside", outside),
         // The record of what was there before: with it, a run that is killed here can be cleaned up again.
@@ -209,6 +211,41 @@ fn cgroup_roots() -> anyhow::Result<Vec<PathBuf>> {
 pub fn daemons_cgroup() -> anyhow::Result<PathBuf> {
     let root = mounts()?.into_iter().find(|mount| mount.kind == "cgroup2").map(|mount| mount.at);
     Ok(root.context("no cgroup2 is mounted. Type: mount -t cgroup2 none /sys/fs/cgroup")?.join(NAME).join("daemons"))
+}
+
+/// What kubelet wants its root cgroup to have, where the version 2 hierarchy has controllers at all.
+const CONTROLLERS: [&str; 6] = ["cpuset", "cpu", "io", "memory", "hugetlb", "pids"];
+
+/// Passes controllers on to the node's cgroup; those that were not passed on before are noted.
+fn enable_controllers() -> anyhow::Result<()> {
+    let daemons = daemons_cgroup()?;
+    let root = daemons.ancestors().nth(2).context("no cgroup root")?;
+    let listed =
+        |file: &str| fs::read_to_string(root.join(file)).with_context(|| root.join(file).display().to_string());
+    let (available, before) = (listed("cgroup.controllers")?, listed("cgroup.subtree_control")?);
+    let has = |list: &str, name: &str| list.split_whitespace().any(|one| one == name);
+    let new = CONTROLLERS.iter().filter(|name| has(&available, name) && !has(&before, name));
+    let lines: String = new.map(|name| format!("{name}\n")).collect();
+    fs::write(controllers_file(), &lines)?;
+    for name in lines.lines() {
+        let control = root.join("cgroup.subtree_control");
+        fs::write(&control, format!("+{name}")).with_context(|| format!("+{name} to {}", control.display()))?;
+    }
+    Ok(())
+}
+
+fn restore_controllers() -> anyhow::Result<()> {
+    let daemons = daemons_cgroup()?;
+    let root = daemons.ancestors().nth(2).context("no cgroup root")?;
+    for name in read_if_there(&controllers_file())?.lines() {
+        // Refused when somebody uses it meanwhile: then it stays.
+        let _ = fs::write(root.join("cgroup.subtree_control"), format!("-{name}"));
+    }
+    Ok(())
+}
+
+fn controllers_file() -> PathBuf {
+    Path::new(PLACE).join("controllers-enabled")
 }
 
 struct Mount {

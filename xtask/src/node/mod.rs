@@ -77,8 +77,8 @@ pub fn node(options: &Options) -> anyhow::Result<()> {
     let detector = crate::build_as(if options.debug { "debug" } else { "release" })?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
 
-    let started = Instant::now();
     let held = host::hold()?;
+    let started = Instant::now();
     take_down_on_signal(options.shell)?;
     let up = host::take(&held).and_then(|()| daemons::up(tools, detector, runtime));
     let done = up.and_then(|mut node| {
