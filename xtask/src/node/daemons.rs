@@ -97,6 +97,20 @@ impl Node {
         import(&self.tools, image)
     }
 
+    /// Waits until something is so on the node.
+    ///
+    /// # Errors
+    /// When it is not after a minute, or a daemon dies.
+    pub fn until(&mut self, what: &str, mut so: impl FnMut() -> bool) -> anyhow::Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while !so() {
+            anyhow::ensure!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+            self.alive()?;
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
     /// Says which daemon has died, if one has.
     ///
     /// # Errors
@@ -114,10 +128,10 @@ pub fn text(mut command: Command) -> anyhow::Result<String> {
     setup::output(command.stdin(Stdio::null()))
 }
 
-/// A program in the node's network namespace.
+/// A program in the node's network namespace, ended when it takes more than a minute.
 pub fn inside(program: impl AsRef<std::ffi::OsStr>) -> Command {
-    let mut command = Command::new("nsenter");
-    command.arg(format!("--net={}", host::network().display())).arg("--").arg(program);
+    let mut command = Command::new("timeout");
+    command.args(["60", "nsenter"]).arg(format!("--net={}", host::network().display())).arg("--").arg(program);
     command
 }
 

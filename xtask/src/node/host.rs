@@ -4,10 +4,7 @@
 use std::{
     fs,
     io::{ErrorKind, Write as _},
-    os::unix::{
-        fs::{DirBuilderExt as _, MetadataExt as _},
-        net::UnixStream,
-    },
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::{Path, PathBuf},
     process::Command,
     thread,
@@ -48,6 +45,8 @@ const OUTSIDE: [&str; 8] = [
     "/run/containerd",
     "/run/containerd/s",
 ];
+/// What kubelet remembers of device plugins.
+const CHECKPOINT: &str = "/var/lib/kubelet/device-plugins/kubelet_internal_checkpoint";
 /// How long another node is waited for.
 const OTHERS: Duration = Duration::from_secs(900);
 /// How long killed processes may take to be gone.
@@ -98,15 +97,20 @@ pub fn take(_: &Held) -> anyhow::Result<()> {
         crate::setup::say("taking down what an earlier run left");
         release()?;
     }
-    if UnixStream::connect("/var/lib/kubelet/device-plugins/kubelet.sock").is_ok() {
-        bail!("a kubelet runs on this machine already, and two cannot. Type: systemctl stop kubelet");
+    // Kubelet keeps it there whatever it is told, so two of them cannot be on one machine.
+    if Path::new(CHECKPOINT).exists() {
+        bail!(
+            "{CHECKPOINT} is there: this machine has a kubelet, and the node's would overwrite that. \
+             Use another machine; or, if it has none any more, type: rm {CHECKPOINT}"
+        );
     }
     fs::DirBuilder::new().mode(0o700).create(PLACE).context(PLACE)?;
     let existed: Vec<_> = OUTSIDE.iter().filter(|dir| Path::new(dir).exists()).map(|dir| format!("{dir}\n")).collect();
     fs::write(existed_file(), existed.concat())?;
     fs::write(sysctl_file(), sysctls()?)?;
     for root in cgroup_roots()? {
-        fs::create_dir(root.join(NAME)).with_context(|| format!("making a cgroup in {}", root.display()))?;
+        // One hierarchy may be mounted at several places.
+        fs::create_dir_all(root.join(NAME)).with_context(|| format!("making a cgroup in {}", root.display()))?;
     }
     enable_controllers()?;
     fs::create_dir(daemons_cgroup()?).context("making a cgroup for the daemons")?;
@@ -362,8 +366,10 @@ fn outside() -> anyhow::Result<()> {
             remove_file(&entry.path())?;
         }
     }
-    for file in ["DEPRECATION", "kubelet.sock", "kubelet_internal_checkpoint"] {
-        remove_file(&Path::new("/var/lib/kubelet/device-plugins").join(file))?;
+    for file in
+        [CHECKPOINT, "/var/lib/kubelet/device-plugins/kubelet.sock", "/var/lib/kubelet/device-plugins/DEPRECATION"]
+    {
+        remove_file(Path::new(file))?;
     }
     for dir in OUTSIDE.iter().rev().filter(|dir| !existed.lines().any(|line| line == **dir)) {
         // Not empty: somebody else has put something there meanwhile.

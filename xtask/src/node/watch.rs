@@ -24,6 +24,9 @@ const PATIENCE: Duration = Duration::from_secs(8);
 /// How long silence is listened to: longer than the agent's slow timers.
 const SILENCE: Duration = Duration::from_millis(2500);
 
+/// How long alerts may go on coming after an act. A storm of containers may leave some thousands.
+const NOISE: Duration = Duration::from_secs(120);
+
 /// An agent that runs, ended when this is dropped.
 pub struct Watch {
     agent: Option<Agent>,
@@ -88,13 +91,15 @@ impl Watch {
     /// # Errors
     /// When the agent has ended or says something that is no alert.
     pub fn rest(&mut self) -> anyhow::Result<Vec<Value>> {
-        loop {
+        let deadline = Instant::now() + NOISE;
+        while Instant::now() < deadline {
             match self.alerts.recv_timeout(SILENCE) {
                 Ok(alert) => self.keep(alert)?,
                 Err(RecvTimeoutError::Timeout) => return Ok(std::mem::take(&mut self.seen)),
                 Err(RecvTimeoutError::Disconnected) => bail!("the agent ended"),
             }
         }
+        bail!("alerts do not stop: {}", titles(&self.seen))
     }
 
     /// Every alert of a technique among [`Watch::rest`]; the others are dropped.

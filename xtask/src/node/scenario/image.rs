@@ -1,7 +1,5 @@
 //! Images that arrive on the node.
 
-use std::{thread, time::Duration};
-
 use serde_json::Value;
 
 use super::{
@@ -25,10 +23,7 @@ pub fn arrival(node: &mut Node, _: &Options, checks: &mut Checks) -> anyhow::Res
     let mut cri = node.cri.clone();
     node.runtime.block_on(cri.remove_image(&pulled))?;
     let blob = place("root/io.containerd.content.v1.content/blobs").join(image.digest.replace(':', "/"));
-    while blob.exists() {
-        node.alive()?;
-        thread::sleep(Duration::from_millis(20));
-    }
+    node.until("containerd removes the content of a removed image", || !blob.exists())?;
 
     let mut watch = Watch::start(node, &[])?;
     let imported = images::small(&dir, "docker.io/library/imported:1", "imported")?;

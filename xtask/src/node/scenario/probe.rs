@@ -34,10 +34,7 @@ pub fn exec_probe(node: &mut Node, _: &Options, checks: &mut Checks) -> anyhow::
     let mut watch = Watch::start(node, &[])?;
     let probed = || fs::read_to_string(work.join("probes")).map_or(0, |text| text.lines().count());
     let before = probed();
-    while probed() < before + PROBES {
-        node.alive()?;
-        std::thread::sleep(std::time::Duration::from_millis(50));
-    }
+    node.until("kubelet probes the pod", || probed() >= before + PROBES)?;
     let alerts = watch.rest_of("container-exec")?;
     let low = || {
         let high: Vec<_> = alerts.iter().filter(|alert| severity(alert) > LOW).cloned().collect();

@@ -21,8 +21,8 @@ pub fn from_pod(node: &mut Node, _: &Options, checks: &mut Checks) -> anyhow::Re
     fs::create_dir_all(&work)?;
     fs::write(work.join("planted"), serde_json::to_vec(&pods::manifest("planted", pods::IDLE))?)?;
     // It waits without starting anything, then copies: first where it does no harm, then where kubelet reads.
-    let script = "until test -e /work/twin; do :; done; /bin/cp /work/planted /work/planted.yaml; touch /work/twin-done; \
-                  until test -e /work/go; do :; done; /bin/cp /work/planted /manifests/planted.yaml; exec sleep 3600";
+    let script = "until test -e /work/twin; do sleep 0.1; done; /bin/cp /work/planted /work/planted.yaml; touch /work/twin-done; \
+                  until test -e /work/go; do sleep 0.1; done; /bin/cp /work/planted /manifests/planted.yaml; exec sleep 3600";
     let manifests = place("manifests");
     let mounts =
         [("/work", work.to_str().context("not UTF-8")?), ("/manifests", manifests.to_str().context("not UTF-8")?)];
@@ -30,9 +30,7 @@ pub fn from_pod(node: &mut Node, _: &Options, checks: &mut Checks) -> anyhow::Re
     let mut watch = Watch::start(node, &[])?;
 
     fs::write(work.join("twin"), "")?;
-    while !work.join("twin-done").exists() {
-        node.alive()?;
-    }
+    node.until("the pod writes a file of its own", || work.join("twin-done").exists())?;
     let rest = watch.rest_of("static-pod")?;
     let silent = || {
         anyhow::ensure!(rest.is_empty(), "alerts: {}", titles(&rest));
