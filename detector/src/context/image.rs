@@ -116,6 +116,14 @@ impl Images {
         }
     }
 
+    /// The pause image that the runtimes here are told to use, when they agree on one.
+    #[must_use]
+    pub fn pause(&self) -> Option<&str> {
+        let mut images = self.configured.values();
+        let first = images.next()?;
+        images.all(|other| other == first).then_some(first)
+    }
+
     /// Every digest of the image that `reference` (a name, an id, a digest) leads to: of its configuration, its manifest, its
     /// index. Empty when nothing leads anywhere.
     #[must_use]

@@ -189,22 +189,26 @@ impl Pause {
             return None;
         }
         let images = &context.images;
-        let reference = container.info.image_digest.as_deref().or(container.info.image.as_deref())?;
+        // Older runtimes do not say which image a sandbox runs: the one that they are told to use.
+        let said = container.info.image_digest.as_deref().or(container.info.image.as_deref());
+        let reference = said.or_else(|| images.pause())?;
         let digests = images.digests(reference);
         if !images.comparable(&digests) || images.known_pause(&digests) {
             return None;
         }
         let names = images.names_of(&digests).into_iter().chain(container.info.image.clone());
-        let name = names.map(|name| escape_to(&name, SHOWN)).next().unwrap_or_default();
+        let name = names.map(|name| escape_to(&name, SHOWN)).next().unwrap_or_else(|| escape_to(reference, SHOWN));
+        let shown: Vec<_> = digests.iter().map(|digest| escape_to(digest, SHOWN)).collect();
         let act = format!(
-            "runs an image of unknown digest, {name} ({}): name it with --pause-digest if it is yours",
-            escape_to(reference, SHOWN)
+            "runs an image of unknown digest, {name} ({}): name one with --pause-digest if it is yours",
+            shown.join(", ")
         );
         let evidence = evidence(record, "container", None, &act);
         let signal =
             Signal { what: What::Digest, severity: What::Digest.severity(), actor: container.init, act, evidence };
         // A node runs one pause image in all its pods: once is enough, unless there is more.
-        let known = self.told_images.iter().any(|told| told == reference);
+        let image = digests.iter().next()?;
+        let known = self.told_images.iter().any(|told| told == image);
         let alone = self.sandboxes.get(&container.info.id).is_none_or(|sandbox| sandbox.signals.is_empty());
         if known && alone {
             self.sandbox(&container.info.id).signals.push(signal);
@@ -214,7 +218,7 @@ impl Pause {
             if self.told_images.len() >= IMAGES_MAX {
                 self.told_images.pop_front();
             }
-            self.told_images.push_back(reference.to_owned());
+            self.told_images.push_back(image.clone());
         }
         self.add(record, container, signal)
     }

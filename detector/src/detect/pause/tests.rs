@@ -257,6 +257,17 @@ fn an_unknown_digest_is_low_once_a_node_and_joins_what_else_is_wrong() {
 }
 
 #[test]
+fn a_sandbox_whose_image_nobody_tells_runs_the_configured_one() {
+    for (configured, count) in [("registry.example/pause:3.9", 1), ("registry.example/other:1", 0)] {
+        let mut node = Node::with(Policy::default(), |info| ContainerInfo { image: None, ..info });
+        node.stream.push(config(Some(configured), None));
+        node = node.start();
+        node.stream.push(names(&sha('c'), &sha('d')));
+        assert_eq!(node.told().len(), count, "{configured}: {:?}", node.told());
+    }
+}
+
+#[test]
 fn a_digest_that_is_shipped_or_the_users_or_cannot_be_told_is_silent() {
     let shipped = crate::context::image::PAUSE[5].digest.clone();
     let users = Policy { pause_digests: vec![sha('d')], ..Policy::default() };
