@@ -82,7 +82,10 @@ pub struct Ancestor {
 pub struct Container {
     pub id: String,
     pub name: Option<String>,
+    /// As the pod's specification names it.
     pub image: Option<String>,
+    /// What the runtime resolved that to.
+    pub image_digest: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -3,7 +3,7 @@
 use std::{process::Command, time::Instant};
 
 use crate::{
-    cargo, check,
+    cargo, check, node,
     setup::{self, Need},
     vm,
 };
@@ -36,6 +36,10 @@ pub fn test() -> anyhow::Result<()> {
         check(&mut step).map_err(|error| error.context(format!("step `{name}` failed")))?;
         took.push(format!("{name} {:.0} s", started.elapsed().as_secs_f64()));
     }
+    eprintln!("==> private node");
+    let started = Instant::now();
+    node::node(&node::Options::all()).map_err(|error| error.context("step `private node` failed"))?;
+    took.push(format!("private node {:.0} s", started.elapsed().as_secs_f64()));
     eprintln!("==> virtual machines");
     let started = Instant::now();
     vm::vm(&vm::Options::some()).map_err(|error| error.context("step `virtual machines` failed"))?;

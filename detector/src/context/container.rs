@@ -113,7 +113,12 @@ impl Container {
     /// As an alert shows it.
     #[must_use]
     pub fn shown(&self) -> alert::Container {
-        alert::Container { id: self.info.id.clone(), name: self.info.name.clone(), image: self.info.image.clone() }
+        alert::Container {
+            id: self.info.id.clone(),
+            name: self.info.name.clone(),
+            image: self.info.image.clone(),
+            image_digest: self.info.image_digest.clone(),
+        }
     }
 
     #[must_use]

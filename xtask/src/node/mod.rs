@@ -54,6 +54,13 @@ pub struct Options {
     containers: u32,
 }
 
+impl Options {
+    /// Every scenario, beside the debug build: what the tests run.
+    pub fn all() -> Self {
+        Self { names: Vec::new(), list: false, shell: false, down: false, debug: true, containers: 1000 }
+    }
+}
+
 /// Set when a signal ends the run: what fails then fails because of it.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
