@@ -241,7 +241,7 @@ fn with_root(root: &Path, act: &Path, detector: &Path, args: &[OsString], events
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
     anyhow::ensure!(suite.agent.wait()?.success(), "the agent failed");
     let statistics = statistics.join().ok().flatten().context("the agent gave no statistics")?;
-    suite.losses(&statistics["lost"])?;
+    suite.losses(&statistics["lost"], &statistics["skipped"])?;
     Ok(!suite.failed)
 }
 
@@ -563,15 +563,17 @@ impl Suite {
         Ok(())
     }
 
-    /// What was lost: context may be, and then the agent says so; what can raise an alert may not.
-    fn losses(&mut self, lost: &Value) -> anyhow::Result<()> {
+    /// What was lost: context may be, and then the agent says so; what can raise an alert may not. Runs that the kernel
+    /// skipped are told too; the cases say whether one of them mattered.
+    fn losses(&mut self, lost: &Value, skipped: &Value) -> anyhow::Result<()> {
         const CONTEXT: [&str; 4] = ["fork", "exec", "exit", "cgroup"];
         let lost = lost.as_object().context("no losses in the statistics")?;
-        if !lost.is_empty() {
-            eprintln!("lost: {}", Value::Object(lost.clone()));
+        let skipped = skipped.as_object().context("no skipped runs in the statistics")?;
+        for (what, hooks) in [("lost", lost), ("skipped", skipped)].into_iter().filter(|(_, hooks)| !hooks.is_empty()) {
+            eprintln!("{what}: {}", Value::Object(hooks.clone()));
         }
         self.failed |= lost.keys().any(|hook| !CONTEXT.contains(&hook.as_str()));
-        if !lost.is_empty() && !self.told_of_losses {
+        if !(lost.is_empty() && skipped.is_empty()) && !self.told_of_losses {
             eprintln!("the agent did not tell of its losses");
             self.failed = true;
         }

@@ -31,6 +31,8 @@ pub struct Stats {
     pub alerts: u64,
     /// Events lost in the kernel, by hook.
     pub lost: BTreeMap<String, u64>,
+    /// Runs that the kernel skipped, by hook; whether any of them mattered is not known.
+    pub skipped: BTreeMap<String, u64>,
     /// Kernel records that could not be decoded.
     pub undecodable: u64,
     /// Containers by what was known of them when their first program ran.
@@ -111,6 +113,7 @@ fn pass_on(
     for record in records.drain(..) {
         stats.records += 1;
         match &record.body {
+            Body::Loss(loss) if loss.skipped => *stats.skipped.entry(loss.hook.clone()).or_default() += loss.lost,
             Body::Loss(loss) => *stats.lost.entry(loss.hook.clone()).or_default() += loss.lost,
             Body::Watched(watched) => say_watched(watched),
             _ => {}

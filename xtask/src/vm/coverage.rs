@@ -41,8 +41,9 @@ pub fn page(outcomes: &[Outcome]) -> String {
         virtual machines and by each way to attach. Written by `cargo xtask vm --all --coverage docs/coverage.md`; the acts are\n\
         `detector/examples/act.rs`, the suite `detector/examples/evasion.rs`.\n\n\
         **detected**: an alert that names the process that did it. **unattributed**: an alert that names nobody. **missed**: no\n\
-        alert. **refused**: under `--deny static-pod`, with an alert. **-**: no hook, or not tried. A case with several variants\n\
-        shows the worst.\n\n"
+        alert. **refused**: under `--deny static-pod`, with an alert. **no such call**: this architecture never had it. **-**: no\n\
+        hook, or not tried. A case with several variants shows the worst. All of it on ext4, and once more on tmpfs by the best\n\
+        backend there is.\n\n"
         .to_owned();
     for outcome in outcomes {
         table(&mut page, outcome);
