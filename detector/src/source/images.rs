@@ -33,7 +33,7 @@ pub use executed::hex;
 const MS: u64 = 1_000_000;
 /// Nanoseconds between looks at what no hook told of: runtimes, stores, configurations.
 const SLOW: u64 = 5_000 * MS;
-/// The same while a runtime runs that has no store yet: it makes one for its first image.
+/// The same while a containerd runs that has no store yet: it makes one for its first image.
 const AWAITED: u64 = 500 * MS;
 /// Nanoseconds after an act at which its effect is looked for: a security hook comes before it, and a runtime's configuration
 /// may be written in several steps.
@@ -121,7 +121,7 @@ pub struct Images {
     /// When an act was last seen, and how often its effect was looked for since.
     pending: Option<(BootNs, usize)>,
     slow_at: BootNs,
-    /// A runtime runs whose store does not exist yet.
+    /// A containerd runs whose store does not exist yet.
     awaited: bool,
     /// Wall time in ns at the start: what is younger in a store that is found later has arrived.
     started: i128,
@@ -239,7 +239,7 @@ impl Images {
                 let root = flag.or_else(|| roots.get(&runtime.pid).cloned());
                 match runtime.kind {
                     Kind::Containerd => add(Place::Blobs, &root.unwrap_or_else(|| STORES[0].into()), true),
-                    Kind::Crio => add(Place::Listed, &root.unwrap_or_else(|| CONTAINERS.into()), true),
+                    Kind::Crio => add(Place::Listed, &root.unwrap_or_else(|| CONTAINERS.into()), false),
                     Kind::Kubelet => {}
                 }
             }

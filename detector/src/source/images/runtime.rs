@@ -52,15 +52,22 @@ pub fn running(proc: &Path) -> Vec<Runtime> {
     let runtime = |pid: u32| {
         let dir = proc.join(pid.to_string());
         let exe = fs::read_link(dir.join("exe")).ok()?;
-        let kind = match exe.file_name()?.to_str()?.trim_end_matches(" (deleted)") {
+        let name = exe.file_name()?.to_str()?.trim_end_matches(" (deleted)");
+        if !matches!(name, "containerd" | "crio" | "kubelet" | "k3s") {
+            return None;
+        }
+        let mut bytes = Vec::new();
+        fs::File::open(dir.join("cmdline")).ok()?.take(ARGS_MAX).read_to_end(&mut bytes).ok()?;
+        let args = crate::decode::split_argv(&bytes);
+        // k3s is its own containerd, under that name.
+        let called = if name == "k3s" { args.first()?.rsplit('/').next()? } else { name };
+        let kind = match called {
             "containerd" => Kind::Containerd,
             "crio" => Kind::Crio,
             "kubelet" => Kind::Kubelet,
             _ => return None,
         };
-        let mut bytes = Vec::new();
-        fs::File::open(dir.join("cmdline")).ok()?.take(ARGS_MAX).read_to_end(&mut bytes).ok()?;
-        Some(Runtime { kind, pid, args: crate::decode::split_argv(&bytes) })
+        Some(Runtime { kind, pid, args })
     };
     pids.into_iter().filter_map(runtime).take(RUNTIMES_MAX).collect()
 }
@@ -208,6 +215,8 @@ mod tests {
         for (pid, exe, args) in [
             ("7", "/usr/bin/containerd", "containerd\0--root\0/data\0"),
             ("8", "/usr/bin/containerd-shim-runc-v2", "x\0"),
+            ("10", "/data/bin/k3s", "containerd\0-c\0/k3s.toml\0"),
+            ("11", "/usr/local/bin/k3s", "/usr/local/bin/k3s\0server\0"),
             ("9", "/usr/bin/kubelet (deleted)", "kubelet\0--pod-infra-container-image=p:1\0"),
         ] {
             let process = dir.path().join(pid);
@@ -218,8 +227,9 @@ mod tests {
         let found = running(dir.path());
         assert_eq!(
             found.iter().map(|one| (one.kind, one.pid)).collect::<Vec<_>>(),
-            [(Kind::Containerd, 7), (Kind::Kubelet, 9)]
+            [(Kind::Containerd, 7), (Kind::Kubelet, 9), (Kind::Containerd, 10)]
         );
+        assert_eq!(found[2].flag(&["--config", "-c"]), Some("/k3s.toml"));
         assert_eq!(found[0].flag(&["--root"]), Some("/data"));
         assert_eq!(found[1].flag(&["--pod-infra-container-image"]), Some("p:1"));
     }
