@@ -195,7 +195,9 @@ impl Processes {
         let tty_len = exec.event.tty.iter().position(|b| *b == 0).unwrap_or(exec.event.tty.len());
         let tty = String::from_utf8_lossy(&exec.event.tty[..tty_len]);
         let deleted = if exec.event.flags & wire::EXE_DELETED != 0 { " (deleted)" } else { "" };
-        let exe = self.name(&format!("{}{deleted}", exec.path));
+        // A file that is mounted by itself, as runc mounts itself, has no name in any directory.
+        let path = if exec.path == "/" { comm(header) } else { exec.path.clone() };
+        let exe = self.name(&format!("{path}{deleted}"));
         let known = self.table.get(&key);
         let state = ProcessState {
             exe,
@@ -217,10 +219,9 @@ impl Processes {
 
     /// A process of which nothing is known but an act.
     fn unknown(&self, header: &wire::Header) -> ProcessState {
-        let len = header.comm.iter().position(|b| *b == 0).unwrap_or(header.comm.len());
         ProcessState {
             parent: None,
-            exe: format!("[{}]", String::from_utf8_lossy(&header.comm[..len])).into(),
+            exe: comm(header).into(),
             argv: Arc::default(),
             argv_truncated: false,
             uid: header.uid,
@@ -312,6 +313,12 @@ impl Processes {
         self.names.insert(name.clone());
         name
     }
+}
+
+/// A task's short name, in brackets.
+fn comm(header: &wire::Header) -> String {
+    let len = header.comm.iter().position(|b| *b == 0).unwrap_or(header.comm.len());
+    format!("[{}]", String::from_utf8_lossy(&header.comm[..len]))
 }
 
 #[cfg(test)]

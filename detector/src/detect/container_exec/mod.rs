@@ -21,7 +21,7 @@ use crate::{
     decode::{Event, Exec, hook_name},
     detect::{Detector, Finding, technique::CONTAINER_EXEC},
     escape::escape_to,
-    record::{Body, BootNs, ContainerRole, ProcessKey, Record},
+    record::{Body, BootNs, ContainerRole, ProcessKey, ProcessSeed, Record},
 };
 
 use pending::{Group, Pending};
@@ -50,6 +50,7 @@ impl Detector for ContainerExec {
     fn observe(&mut self, record: &Record, event: Option<&Event>, context: &Context) -> Vec<Finding> {
         match &record.body {
             Body::Manifest(change) => self.probes.learn(change),
+            Body::Process(seed) => self.was_there(seed, context),
             Body::Tick => {
                 let late = self.pending.late(record.time);
                 return late.into_iter().filter_map(|group| self.without_exec(record, &group, context)).collect();
@@ -107,6 +108,18 @@ impl Detector for ContainerExec {
 }
 
 impl ContainerExec {
+    /// A process that was in a container before the agent looked: how it came in cannot be told any more.
+    fn was_there(&mut self, seed: &ProcessSeed, context: &Context) {
+        let key = ProcessKey { pid: seed.pid, start: seed.start };
+        let home = context.container_of(key);
+        let has = Namespaces { mnt: seed.mnt_ns, pid: seed.pid_ns, shared: seed.shared };
+        let entered = context.containers.of_namespaces(&has, home).map(|(owner, _)| owner);
+        let stranger = home.filter(|home| home.init.is_some_and(|init| !descends(key, init, context)));
+        if let Some(container) = entered.or(stranger) {
+            self.tell(key, &container.info.id);
+        }
+    }
+
     fn executed(&mut self, record: &Record, actor: ProcessKey, exec: &Exec, context: &Context) -> Option<Finding> {
         let header = &exec.event.header;
         let host = Namespaces::of_host(&context.start);

@@ -37,9 +37,13 @@ pub enum Way {
 }
 
 impl Way {
-    /// Whether this is how clusters are operated day by day.
+    /// Whether this is how clusters are operated day by day. Some network plugins run their tools in pods' network namespaces.
     pub fn is_usual(&self) -> bool {
-        matches!(self, Self::Cri | Self::Docker | Self::Podman | Self::Debug(_))
+        match self {
+            Self::Cri | Self::Docker | Self::Podman | Self::Debug(_) => true,
+            Self::Namespaces(kinds, _) => !kinds.iter().any(|kind| matches!(kind, Namespace::Mnt | Namespace::Pid)),
+            Self::Ctr | Self::Runtime(_) | Self::Cgroup => false,
+        }
     }
 }
 
