@@ -420,10 +420,6 @@ fn context_that_is_lost_while_the_agent_stands_still_is_told_and_alerts_still_co
     let stats = agent.stop();
     let lost = stats["lost"].as_object().unwrap();
     assert!(["exec", "exit", "fork"].iter().all(|hook| lost.contains_key(*hook)), "{lost:?}");
-    assert!(
-        !lost.contains_key("syscall") && !lost.keys().any(|hook| hook.starts_with("inode-")),
-        "context alone: {lost:?}"
-    );
 }
 
 #[test]
