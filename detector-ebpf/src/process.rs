@@ -121,7 +121,7 @@ pub fn process_exit(ctx: BtfTracePointContext) -> i32 {
 #[inline(always)]
 fn exit(task: Typed) {
     // A thread that dies after a page fault changed something leaves nothing behind.
-    let _ = watched::take_touch(kernel::current_id());
+    watched::forget_touch(kernel::current_id());
     // Counted down before this tracepoint: zero when this was the last thread.
     if task.to(offset!(task_signal)).field::<u32>(offset!(signal_live)) != 0 {
         return;

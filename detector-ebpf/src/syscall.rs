@@ -17,7 +17,7 @@ use detector_common::{
 use crate::{
     emit::{self, Ring},
     kernel::{self, Detail, Ptr, arg, current, current_id, load},
-    maps::{SCRATCH_LEN, Touch, argument_offset, masked, offset, setting, syscall_class},
+    maps::{SCRATCH_LEN, Scratch, Touch, argument_offset, masked, offset, setting, syscall_class},
     namespaces,
     open::{self, FMODE_WRITE, Reporter},
     security::May,
@@ -81,7 +81,7 @@ struct Call {
 }
 
 /// Most components of a path that is reported: fewer than elsewhere, for this program is the longest.
-const STEPS: u32 = 8;
+const STEPS: u32 = 7;
 
 /// Number of an argument that there is none of.
 const NONE: u8 = 4;
@@ -137,44 +137,84 @@ impl Call {
     }
 }
 
+/// What is done about a class, in bits: a look into a table is one path for the verifier, a comparison is two.
+mod about {
+    pub const OPENS: u8 = 1 << 0;
+    pub const WRITES: u8 = 1 << 1;
+    pub const NAMES: u8 = 1 << 2;
+    pub const MOUNTS: u8 = 1 << 3;
+    pub const SOCKETS: u8 = 1 << 4;
+    pub const NAMESPACES: u8 = 1 << 5;
+}
+
+static ABOUT: [u8; 64] = {
+    let mut of = [0; 64];
+    let mut class = 0;
+    while class < of.len() {
+        of[class] = match class as u8 {
+            class::OPEN | class::OPENAT | class::CREAT | class::OPENAT2 => about::OPENS,
+            class::PATH | class::PATHS | class::PATH_AT | class::PATHS_AT | class::SYMLINK_AT => about::NAMES,
+            class::MOUNT | class::MOVE_MOUNT => about::MOUNTS,
+            class::WRITE_FD0 | class::WRITE_FD2 => about::WRITES,
+            class::SOCKET..=class::SOCKET_CALL => about::SOCKETS,
+            class::NAMESPACES => about::NAMESPACES,
+            _ => 0,
+        };
+        class += 1;
+    }
+    of
+};
+
 #[inline(always)]
 fn dispatch(regs: Ptr, ret: i64, number: usize) {
     let task = current();
     let is_compat = task.read::<u32>(offset!(task_ti_status)) >> TS_COMPAT_BIT & 1;
     let class = syscall_class(number + TABLE * is_compat as usize);
-    if class == class::NAMESPACES {
-        namespaces::report(task, task.follow(offset!(task_nsproxy)), hook::SYS_EXIT);
-        return;
-    }
+    // SAFETY: the mask keeps the index inside the table.
+    let about =
+        unsafe { core::ptr::read_volatile((&raw const ABOUT).cast::<u8>().add(masked::<63>(u64::from(class)))) };
     let call = Call { regs, number: number as u32, class, compat: is_compat };
-    let touch = watched::take_touch(current_id());
-    let touched = touch.watch;
-    let changed = touched & (watch::FILE | watch::DIR) != 0;
-    // One call of each reporter: the verifier follows every call on its own.
-    let written = class == class::WRITE_FD0 || class == class::WRITE_FD2;
-    let tracked = written && !changed && setting(setting::TRACK_WRITES) != 0;
-    let opened = setting(setting::WRITES_ONLY) == 0
-        && matches!(class, class::OPEN | class::OPENAT | class::CREAT | class::OPENAT2);
-    if tracked || opened {
-        let (kind, fd) = if written { (kind::WRITE, call.number_arg()) } else { (kind::OPEN, ret as u64) };
-        open(task, &call, kind, fd as u32);
-        return;
-    }
-    if setting(setting::WRITES_ONLY) != 0 {
-        return;
-    }
-    if matches!(class, class::SOCKET..=class::SOCKET_CALL) {
-        if watched::sandbox() != 0 {
+    let Some(scratch) = emit::scratch(scratch::SYSCALL_PATHS) else { return };
+    // SAFETY: the slot is longer than the record and a touch behind it.
+    let touch = unsafe {
+        let touch = scratch.cast::<u8>().add(TOUCH_AT).cast::<Touch>();
+        watched::take_touch(current_id(), touch);
+        core::ptr::read_volatile(touch)
+    };
+    if about & (about::SOCKETS | about::NAMESPACES) != 0 {
+        if about & about::NAMESPACES != 0 {
+            namespaces::report(task, task.follow(offset!(task_nsproxy)), hook::SYS_EXIT);
+        } else if watched::sandbox() != 0 {
             socket::called(task, class, [call.arg(0), call.arg(1), call.arg(2)]);
         }
         return;
     }
-    let mount = class == class::MOUNT || class == class::MOVE_MOUNT;
-    let names = (class::PATH..class::MOUNT).contains(&class);
-    if changed || mount || names && (touched != 0 || setting(setting::PRECISE) == 0) {
-        paths(task, &call, touch, if changed || mount { Ring::Alerting } else { Ring::ContextNow });
+    let changed = touch.watch & (watch::FILE | watch::DIR);
+    let all = setting(setting::WRITES_ONLY) == 0;
+    // One call of each reporter: the verifier follows every call on its own.
+    let tracked = about & about::WRITES != 0 && changed == 0 && setting(setting::TRACK_WRITES) != 0;
+    if tracked || all && about & about::OPENS != 0 {
+        let (kind, fd) = if tracked { (kind::WRITE, call.number_arg()) } else { (kind::OPEN, ret as u64) };
+        // Through map memory: both go one way from here.
+        // SAFETY: the slot is longer than the record and a touch behind it, and nobody needs that any more.
+        let (kind, fd) = unsafe {
+            let way = scratch.cast::<u8>().add(TOUCH_AT).cast::<[u32; 2]>();
+            core::ptr::write_volatile(way, [u32::from(kind), fd as u32]);
+            let [kind, fd] = core::ptr::read_volatile(way);
+            (kind as u16, fd)
+        };
+        open(task, &call, kind, fd);
+        return;
+    }
+    let alerting = changed | u32::from(about & about::MOUNTS);
+    let hint = about & about::NAMES != 0 && (touch.watch != 0 || setting(setting::PRECISE) == 0);
+    if all && (alerting != 0 || hint) {
+        paths(task, &call, scratch, touch, if alerting != 0 { Ring::Alerting } else { Ring::ContextNow });
     }
 }
+
+/// Where in its slot what a thread touched is kept: behind the longest record.
+const TOUCH_AT: usize = SCRATCH_LEN - size_of::<Touch>();
 
 /// Reports a descriptor whose file is watched: one just opened for writing, or one just written through.
 #[inline(always)]
@@ -198,9 +238,8 @@ fn open(task: Ptr, call: &Call, kind: u16, fd: u32) {
 
 /// Reports a call with the paths that it was given.
 #[inline(always)]
-fn paths(task: Ptr, call: &Call, touch: Touch, ring: Ring) {
+fn paths(task: Ptr, call: &Call, scratch: *mut Scratch, touch: Touch, ring: Ring) {
     const BODY: usize = size_of::<PathCall>();
-    let Some(scratch) = emit::scratch(scratch::SYSCALL_PATHS) else { return };
     let record = scratch.cast::<PathCall>();
     kernel::header(record.cast(), kind::PATH, hook::SYS_EXIT, task, Detail::Full);
     let first = user_path(call.path_arg(0), scratch.cast(), BODY);

@@ -96,23 +96,33 @@ pub fn touches() -> i64 {
     TOUCHES.get(0).copied().unwrap_or(0)
 }
 
-/// Takes what the current thread touched; all zero when it touched nothing.
+/// Takes what the current thread touched into `out`; all zero when it touched nothing.
 ///
-/// No `Option`: verifiers before 6.3 refuse to copy the part of one that was never written.
+/// Into map memory, of which the verifier knows nothing: whether there was something or not, it follows what comes after once.
+///
+/// # Safety
+/// `out` points to map memory.
 #[inline(always)]
-pub fn take_touch(id: u64) -> Touch {
-    let mut touch = Touch { key: WatchKey::new(0, 0), watch: 0, zero: 0 };
+pub unsafe fn take_touch(id: u64, out: *mut Touch) {
+    // SAFETY: promised by the caller.
+    unsafe { core::ptr::write_volatile(out, Touch { key: WatchKey::new(0, 0), watch: 0, zero: 0 }) };
     if touches() == 0 {
-        return touch;
+        return;
     }
     // SAFETY: only this thread writes its entry.
     if let Some(seen) = unsafe { TOUCHED.get(id) } {
-        touch = *seen;
-        if TOUCHED.remove(id).is_ok() {
-            count(-1);
-        }
+        // SAFETY: as above.
+        unsafe { core::ptr::write_volatile(out, *seen) };
+        forget_touch(id);
     }
-    touch
+}
+
+/// Forgets what a thread touched.
+#[inline(always)]
+pub fn forget_touch(id: u64) {
+    if touches() != 0 && TOUCHED.remove(id).is_ok() {
+        count(-1);
+    }
 }
 
 #[inline(always)]
