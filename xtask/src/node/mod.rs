@@ -159,6 +159,10 @@ fn run(node: &mut Node, options: &Options) -> anyhow::Result<()> {
         if let Err(error) = done {
             checks.check("scenario", Err(error));
         }
+        // Also what a failed one left: the next finds a node without pods.
+        if let Err(error) = node.remove_pods() {
+            checks.check("its pods end", Err(error));
+        }
         eprintln!("    {:.1} s", started.elapsed().as_secs_f64());
         failed.extend(checks.failed.into_iter().map(|failure| format!("{}: {failure}", scenario.name)));
         node.alive()?;

@@ -131,15 +131,17 @@ impl Node {
         Ok(fs::rename(&hidden, place("manifests").join(format!("{name}.yaml")))?)
     }
 
-    /// Removes what [`Node::plant`] wrote, and waits until kubelet has no such pod.
+    /// Removes every manifest, and waits until kubelet has no pod.
     ///
     /// # Errors
-    /// When it is still there after a while.
-    pub fn remove_pod(&mut self, name: &str) -> anyhow::Result<()> {
-        fs::remove_file(place("manifests").join(format!("{name}.yaml")))?;
+    /// When it still has one after a while.
+    pub fn remove_pods(&mut self) -> anyhow::Result<()> {
+        for entry in fs::read_dir(place("manifests"))? {
+            fs::remove_file(entry?.path())?;
+        }
         let deadline = Instant::now() + PATIENCE;
-        while self.find(name)?.is_some() {
-            anyhow::ensure!(Instant::now() < deadline, "kubelet does not end pod {name}");
+        while pods()?.as_array().is_some_and(|pods| !pods.is_empty()) {
+            anyhow::ensure!(Instant::now() < deadline, "kubelet does not end all pods");
             self.alive()?;
             thread::sleep(Duration::from_millis(50));
         }
@@ -153,7 +155,7 @@ impl Node {
     pub fn running(&mut self, name: &str) -> anyhow::Result<Pod> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let found = self.find(name)?;
+            let found = find(name)?;
             if let Some(pod) = found.as_ref().and_then(running) {
                 return Ok(pod);
             }
@@ -165,13 +167,18 @@ impl Node {
             thread::sleep(Duration::from_millis(50));
         }
     }
+}
 
-    fn find(&self, name: &str) -> anyhow::Result<Option<Value>> {
-        let pods: Value = serde_json::from_str(&daemons::text(curl(&["http://127.0.0.1:10255/pods"]))?)?;
-        let full = format!("{name}-{NAME}");
-        let mut items = pods["items"].as_array().into_iter().flatten();
-        Ok(items.find(|pod| pod["metadata"]["name"] == full.as_str()).cloned())
-    }
+/// What kubelet says of a pod.
+fn find(name: &str) -> anyhow::Result<Option<Value>> {
+    let full = format!("{name}-{NAME}");
+    Ok(pods()?.as_array().into_iter().flatten().find(|pod| pod["metadata"]["name"] == full.as_str()).cloned())
+}
+
+/// Kubelet's list of pods; null when it has none.
+fn pods() -> anyhow::Result<Value> {
+    let mut list: Value = serde_json::from_str(&daemons::text(curl(&["http://127.0.0.1:10255/pods"]))?)?;
+    Ok(list["items"].take())
 }
 
 /// A pod of kubelet's list, when all its containers run.

@@ -80,8 +80,7 @@ pub fn kubelet_run(node: &mut Node, _: &Options, checks: &mut Checks) -> anyhow:
         Ok(())
     };
     checks.check("twin: a pod that starts is no exec into it", none());
-    node.remove_pod("run-twin")?;
-    node.remove_pod("run")
+    Ok(())
 }
 
 /// Runs a command in a pod through kubelet's debugging endpoint.
@@ -105,7 +104,7 @@ pub fn kubelet_exec(node: &mut Node, _: &Options, checks: &mut Checks) -> anyhow
         Ok(())
     };
     checks.check("with a terminal: the alert has it", alert.and_then(tty));
-    node.remove_pod("exec")
+    Ok(())
 }
 
 fn kubelet_execs(pod: &str, tty: bool) -> anyhow::Result<()> {
@@ -132,7 +131,7 @@ pub fn ctr_exec(node: &mut Node, _: &Options, checks: &mut Checks) -> anyhow::Re
     let mut ctr = node.ctr(&["tasks", "exec", "--exec-id", "act", "--fifo-dir"]);
     ctr.arg(fifos).arg(stage.pod.app()?).arg("id");
     checks.check("one alert with the pod, and argv", stage.ran(runs(ctr), &["id"]).map(drop));
-    node.remove_pod("ctr")
+    Ok(())
 }
 
 /// The OCI runtime by hand.
@@ -141,7 +140,7 @@ pub fn runc_exec(node: &mut Node, _: &Options, checks: &mut Checks) -> anyhow::R
     let mut runc = inside(node.tools.program("runc"));
     runc.arg("--root").arg(place("runc/k8s.io")).arg("exec").arg(stage.pod.app()?).arg("id");
     checks.check("one alert with the pod, and argv", stage.ran(runs(runc), &["id"]).map(drop));
-    node.remove_pod("runc")
+    Ok(())
 }
 
 /// nsenter with all namespaces, with each alone, and with some.
@@ -174,7 +173,7 @@ pub fn nsenter(node: &mut Node, _: &Options, checks: &mut Checks) -> anyhow::Res
         Ok(())
     };
     checks.check("twin: nsenter into the host's own namespaces is no alert", none());
-    node.remove_pod("nsenter")
+    Ok(())
 }
 
 /// Ways in that execute nothing on the way, or nothing at all.
@@ -213,7 +212,7 @@ pub fn by_hand(node: &mut Node, _: &Options, checks: &mut Checks) -> anyhow::Res
     );
     drop(child.stdin.take());
     child.wait()?;
-    node.remove_pod("by-hand")
+    Ok(())
 }
 
 /// A container added to a running pod, among another's processes: what `kubectl debug --target` makes kubelet do.
@@ -228,5 +227,5 @@ pub fn ephemeral(node: &mut Node, _: &Options, checks: &mut Checks) -> anyhow::R
         cri.start(&id).await
     });
     checks.check("one alert with the pod", stage.one(made, false).map(drop));
-    node.remove_pod("debugged")
+    Ok(())
 }
