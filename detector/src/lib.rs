@@ -11,6 +11,7 @@ pub mod doctor;
 pub mod drill;
 pub mod escape;
 pub mod manifest;
+mod memory;
 pub mod pipeline;
 pub mod record;
 pub mod run;

@@ -55,7 +55,8 @@ pub fn run(options: &live::Options, mut sink: Stdout, started: Instant) -> anyho
         let mut pipeline = Pipeline::new();
         let mut stats = Stats::default();
         let mut live = Live::start(options, &mut records)?;
-        give_back_memory();
+        // Parsing the kernel's types took many times what the agent needs from now on.
+        crate::memory::give_back();
         stats.attach_ms = started.elapsed().as_secs_f64() * 1e3;
         // SAFETY: the descriptors are those of `live`, which is dropped after these two.
         let [alerting, context] =
@@ -141,14 +142,5 @@ fn say_watched(watched: &Watched) {
             DirState::Unreadable(why) => format!(" (cannot be read: {why})"),
         };
         eprintln!("watching: {} [{}]{state}", crate::escape::escape(&dir.path), dir.reason);
-    }
-}
-
-/// Hands freed memory back to the system: parsing the kernel's types took many times what the agent needs from now on.
-fn give_back_memory() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: malloc_trim has no preconditions.
-    unsafe {
-        nix::libc::malloc_trim(0);
     }
 }

@@ -220,7 +220,8 @@ impl Worker<'_> {
         if !images.is_empty() {
             self.shared.answer(Answer::Images(images)).await;
         }
-        give_back_memory();
+        // A list of everything takes many times what comes of it.
+        crate::memory::give_back();
     }
 
     async fn sandboxes(&mut self, index: usize) {
@@ -321,15 +322,6 @@ impl Worker<'_> {
         );
         self.dropped = dropped;
         self.shared.answer(Answer::Warning(warning)).await;
-    }
-}
-
-/// Hands freed memory back to the system: a list of everything takes many times what comes of it.
-fn give_back_memory() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: malloc_trim has no preconditions.
-    unsafe {
-        nix::libc::malloc_trim(0);
     }
 }
 
