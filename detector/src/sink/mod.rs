@@ -56,7 +56,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        alert::Alert,
+        alert::{Alert, Container, Origin, Pod},
         record::{Body, ChangeKind},
         testing::{self, Actor, DIR, FILE, POD, Stream, manifest},
     };
@@ -133,6 +133,25 @@ mod tests {
             ["MEDIUM", "who", "command", "lineage", "from", "file", "images", "technique", "when"],
             "{text}"
         );
+    }
+
+    #[test]
+    fn pretty_names_container_and_pod_as_far_as_they_are_known() {
+        let id = "0123456789abcdef".repeat(4);
+        let mut alert = hostile();
+        let mut from = |name: Option<&str>, image: Option<&str>, pod: bool| {
+            let text = |text: &str| text.to_owned();
+            alert.origin = Origin::Container;
+            alert.container =
+                Some(Container { id: id.clone(), name: name.map(text), image: image.map(text), image_digest: None });
+            alert.pod = pod.then(|| Pod { namespace: text("shop"), name: text("web"), uid: String::new() });
+            let pretty = pretty::render(&alert, false);
+            pretty.lines().find_map(|line| line.trim().strip_prefix("from")).map(|rest| rest.trim().to_owned()).unwrap()
+        };
+        assert_eq!(from(Some("app"), Some("app:1"), true), "container app (0123456789ab, app:1) of pod shop/web");
+        assert_eq!(from(None, None, false), "container 0123456789ab");
+        let hostile = from(Some("a\nwho x"), Some("\u{1b}[2J"), true);
+        assert!(!hostile.contains('\n') && !hostile.contains('\u{1b}'), "{hostile}");
     }
 
     #[test]

@@ -72,14 +72,14 @@ pub fn render(alert: &Alert, colour: bool) -> String {
 
 /// `container app (0123456789ab, app:1) of pod shop/web`.
 fn container(found: &Container, pod: Option<&Pod>) -> String {
-    let mut text = match &found.name {
-        Some(name) => format!("container {} ({}", escape_to(name, WIDTH), escape_to(&found.id, 12)),
-        None => format!("container {} (no name", escape_to(&found.id, 12)),
+    let id = escape_to(found.id.get(..12).unwrap_or(&found.id), 12);
+    let image = found.image.as_deref().map(|image| escape_to(image, WIDTH));
+    let mut text = match (&found.name, image) {
+        (Some(name), Some(image)) => format!("container {} ({id}, {image})", escape_to(name, WIDTH)),
+        (Some(name), None) => format!("container {} ({id})", escape_to(name, WIDTH)),
+        (None, Some(image)) => format!("container {id} ({image})"),
+        (None, None) => format!("container {id}"),
     };
-    if let Some(image) = &found.image {
-        let _ = write!(text, ", {}", escape_to(image, WIDTH));
-    }
-    text.push(')');
     if let Some(pod) = pod {
         let _ = write!(text, " of pod {}/{}", escape_to(&pod.namespace, WIDTH), escape_to(&pod.name, WIDTH));
     }

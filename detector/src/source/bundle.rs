@@ -213,9 +213,13 @@ impl Bundles {
 
     /// Reads a bundle; `None` when it describes another cgroup.
     fn read(&self, dir: &Path, cgroup_id: u64, path: &str, id: &str) -> Result<Option<ContainerInfo>, BundleError> {
-        let direct = self.at(&dir.join("config.json"));
-        let file = if direct.exists() { direct } else { self.at(&dir.join("userdata/config.json")) };
-        let config = read_config(&file)?;
+        let config = match read_config(&self.at(&dir.join("config.json"))) {
+            // CRI-O and podman keep it one level down.
+            Err(BundleError::Read { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
+                read_config(&self.at(&dir.join("userdata/config.json")))?
+            }
+            config => config?,
+        };
         if !config.is_of(path) {
             return Ok(None);
         }
