@@ -325,7 +325,7 @@ impl Live {
         {
             self.kernel.sandboxes(&self.sandboxes)?;
         }
-        if let Some(runtimes) = &self.runtimes {
+        if let Some(runtimes) = &mut self.runtimes {
             runtimes.appeared(&info);
         }
         self.push(out, time, Body::Container(Box::new(info)));

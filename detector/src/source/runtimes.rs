@@ -18,6 +18,10 @@ use crate::{
 const LOOK_AFTER_NS: [u64; 3] = [1_000_000_000, 5_000_000_000, 30_000_000_000];
 /// When to ask for names after an image arrived, in ns: its manifest comes first, its layers take what they take, its name comes last.
 const NAMES_AFTER_NS: [u64; 5] = [500_000_000, 2_000_000_000, 10_000_000_000, 60_000_000_000, 300_000_000_000];
+/// When to ask again for a container that no runtime knows, in ns: a sandbox has its cgroup before its runtime lists it.
+const AGAIN_AFTER_NS: [u64; 4] = [250_000_000, 1_000_000_000, 4_000_000_000, 15_000_000_000];
+/// Most containers that are asked for again.
+const AGAIN_MAX: usize = 1024;
 /// Most images whose names are remembered.
 const IMAGES_MAX: usize = 4096;
 
@@ -30,6 +34,8 @@ pub struct Runtimes {
     /// When to look for sockets, and when to ask for images.
     look_at: BTreeSet<BootNs>,
     names_at: BTreeSet<BootNs>,
+    /// Containers that no runtime knew yet: when to ask again, and how often that was.
+    again: BTreeMap<String, (BootNs, usize)>,
     /// What was told of each image.
     names: BTreeMap<String, ImageNames>,
 }
@@ -48,6 +54,7 @@ impl Runtimes {
             proc: proc.to_owned(),
             look_at: BTreeSet::new(),
             names_at: BTreeSet::new(),
+            again: BTreeMap::new(),
             names: BTreeMap::new(),
         })
     }
@@ -59,9 +66,10 @@ impl Runtimes {
     }
 
     /// A container appeared: ask for what its bundle did not say.
-    pub fn appeared(&self, info: &ContainerInfo) {
+    pub fn appeared(&mut self, info: &ContainerInfo) {
         let is_a_pods = info.pod.is_some() || info.from == InfoFrom::Nothing;
         if is_a_pods {
+            self.again.remove(&info.id);
             self.cri.ask_container(&info.id);
         }
     }
@@ -84,7 +92,8 @@ impl Runtimes {
     #[must_use]
     pub fn deadline(&self) -> BootNs {
         let first = |times: &BTreeSet<BootNs>| times.first().copied();
-        first(&self.look_at).into_iter().chain(first(&self.names_at)).min().unwrap_or(BootNs(u64::MAX))
+        let again = self.again.values().map(|(at, _)| *at).filter(|at| at.0 != 0).min();
+        first(&self.look_at).into_iter().chain(first(&self.names_at)).chain(again).min().unwrap_or(BootNs(u64::MAX))
     }
 
     /// Asks what is due, and yields what was answered.
@@ -95,18 +104,40 @@ impl Runtimes {
         if take_due(&mut self.names_at, now) {
             self.cri.ask_images();
         }
+        for (id, (at, _)) in self.again.iter_mut().filter(|(_, (at, _))| at.0 != 0 && *at <= now) {
+            // Until it is answered.
+            *at = BootNs(0);
+            self.cri.ask_container(id);
+        }
         let mut answers = Vec::new();
         self.cri.answers(&mut answers);
         let mut bodies = Vec::new();
         for answer in answers {
             match answer {
-                Answer::Container(info) => bodies.push(Body::Container(info)),
+                Answer::Container(info) => {
+                    self.again.remove(&info.id);
+                    bodies.push(Body::Container(info));
+                }
+                Answer::NotFound(id) | Answer::Unanswered(id) => self.ask_again(id, now),
                 Answer::Images(images) => bodies.extend(images.into_iter().filter_map(|image| self.named(image))),
                 Answer::Warning(warning) => warnings.push(warning),
-                Answer::Connected(_) | Answer::NotFound(_) | Answer::Unanswered(_) => {}
+                Answer::Connected(_) => {}
             }
         }
         bodies
+    }
+
+    /// A container that no runtime knows may be one that its runtime does not list yet.
+    fn ask_again(&mut self, id: String, now: BootNs) {
+        let tried = self.again.get(&id).map_or(0, |(_, tried)| *tried);
+        match AGAIN_AFTER_NS.get(tried) {
+            Some(after) if tried > 0 || self.again.len() < AGAIN_MAX => {
+                self.again.insert(id, (BootNs(now.0.saturating_add(*after)), tried + 1));
+            }
+            _ => {
+                self.again.remove(&id);
+            }
+        }
     }
 
     /// An image's names, when they are not what was told before.
