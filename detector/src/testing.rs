@@ -304,6 +304,12 @@ impl Stream {
         self.records.push(Record { seq, time: BootNs(self.now), body });
     }
 
+    /// A kernel record that was made this long ago and is read only now, as what the rings hold when the agent starts.
+    pub fn kernel_late(&mut self, raw: Bytes, ago: u64) {
+        let seq = self.records.len() as u64 + 1;
+        self.records.push(Record { seq, time: BootNs(self.now - ago), body: Body::Kernel { raw } });
+    }
+
     pub fn kernel(&mut self, raw: Bytes) {
         self.push(Body::Kernel { raw });
     }

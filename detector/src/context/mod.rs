@@ -25,6 +25,8 @@ pub struct Context {
     pub cgroups: Cgroups,
     pub containers: Containers,
     pub first_execs: FirstExecs,
+    /// When the last process that was there before was told of.
+    seeded: BootNs,
     pub images: Images,
 }
 
@@ -37,6 +39,7 @@ impl Context {
                 self.start = start.clone();
             }
             Body::Process(seed) => {
+                self.seeded = time;
                 self.processes.seed(seed);
                 let key = ProcessKey { pid: seed.pid, start: seed.start };
                 let has = Namespaces { mnt: seed.mnt_ns, pid: seed.pid_ns, shared: seed.shared };
@@ -84,6 +87,13 @@ impl Context {
         } else {
             &mut self.first_execs.unknown
         })
+    }
+
+    /// Whether something happened before the node's processes were looked at. Hooks come first, so what the rings hold then is
+    /// read after the processes that came of it: a runtime's steps on its way into a container that already runs.
+    #[must_use]
+    pub fn is_older(&self, time: BootNs) -> bool {
+        time < self.seeded
     }
 
     /// The container that a process is in by its cgroup.

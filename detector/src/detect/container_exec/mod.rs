@@ -57,7 +57,7 @@ impl Detector for ContainerExec {
             }
             _ => {}
         }
-        let Some(event) = event else { return Vec::new() };
+        let Some(event) = event.filter(|_| !context.is_older(record.time)) else { return Vec::new() };
         let header = event.header();
         let actor = ProcessKey::from_ns(header.tgid, header.start_ns);
         match event {

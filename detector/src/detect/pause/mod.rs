@@ -109,7 +109,7 @@ impl Pause {
             Event::Open(open) => open.event.watch & watch::SANDBOX != 0,
             _ => false,
         };
-        if !interesting {
+        if !interesting || context.is_older(record.time) {
             return None;
         }
         let header = event.header();

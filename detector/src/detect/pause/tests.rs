@@ -257,6 +257,19 @@ fn an_unknown_digest_is_low_once_a_node_and_joins_what_else_is_wrong() {
 }
 
 #[test]
+fn a_runtimes_steps_that_are_read_after_the_pause_was_found_running_are_silent() {
+    let Node { mut stream, runtime, pause } = Node::new(Policy::default());
+    let mut seed = testing::seed(pause.pid, pause.start, 300, "/pause");
+    (seed.cgroup_id, seed.mnt_ns, seed.pid_ns, seed.inner_pid) = (SANDBOX, INSIDE[0], INSIDE[1], 1);
+    stream.push(Body::Process(seed));
+    let again = testing::exec(runtime, Actor::host(50, 10), "/", &["runc", "init"]);
+    stream.kernel_late(again, SECOND / 10);
+    stream.kernel_late(testing::fork(runtime, pause), SECOND / 11);
+    let node = Node { stream, runtime, pause };
+    assert_eq!(node.told(), []);
+}
+
+#[test]
 fn a_sandbox_whose_image_nobody_tells_runs_the_configured_one() {
     for (configured, count) in [("registry.example/pause:3.9", 1), ("registry.example/other:1", 0)] {
         let mut node = Node::with(Policy::default(), |info| ContainerInfo { image: None, ..info });
