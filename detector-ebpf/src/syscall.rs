@@ -181,7 +181,12 @@ fn dispatch(regs: Ptr, ret: i64, number: usize) {
         watched::take_touch(current_id(), touch);
         core::ptr::read_volatile(touch)
     };
+    // Where it is there for writes alone, security hooks see the rest.
+    let all = setting(setting::WRITES_ONLY) == 0;
     if about & (about::SOCKETS | about::NAMESPACES) != 0 {
+        if !all {
+            return;
+        }
         if about & about::NAMESPACES != 0 {
             namespaces::report(task, task.follow(offset!(task_nsproxy)), hook::SYS_EXIT);
         } else if watched::sandbox() != 0 {
@@ -190,7 +195,6 @@ fn dispatch(regs: Ptr, ret: i64, number: usize) {
         return;
     }
     let changed = touch.watch & (watch::FILE | watch::DIR);
-    let all = setting(setting::WRITES_ONLY) == 0;
     // One call of each reporter: the verifier follows every call on its own.
     let tracked = about & about::WRITES != 0 && changed == 0 && setting(setting::TRACK_WRITES) != 0;
     if tracked || all && about & about::OPENS != 0 {
