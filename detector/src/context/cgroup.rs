@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use crate::context::image::is_sha256;
+
 /// Most cgroups remembered; the oldest go first.
 const MAX: usize = 16_384;
 
@@ -54,7 +56,7 @@ pub fn container_id(path: &str) -> Option<&str> {
     path.rsplit('/').find_map(|part| {
         let part = part.strip_suffix(".scope").unwrap_or(part);
         let id = part.rsplit_once('-').map_or(part, |(_, id)| id);
-        (id.len() == 64 && id.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))).then_some(id)
+        is_sha256(id).then_some(id)
     })
 }
 

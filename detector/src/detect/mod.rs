@@ -42,3 +42,8 @@ pub trait Detector {
     /// Takes one record, which `context` has learned from already. `event` is the decoded form of a kernel record.
     fn observe(&mut self, record: &Record, event: Option<&Event>, context: &Context) -> Vec<Finding>;
 }
+
+/// The last component of a path.
+fn base(path: &str) -> &str {
+    path.rsplit_once('/').map_or(path, |(_, base)| base)
+}

@@ -8,6 +8,7 @@ use crate::{
     alert::Evidence,
     context::image::is_sha256,
     decode::{Event, hook_name, syscall_name},
+    detect::base,
     escape::escape_to,
     record::{BootNs, ProcessKey, Record},
 };
@@ -96,8 +97,4 @@ fn act(event: &Event) -> Option<(&'static str, String, String)> {
         }
         _ => None,
     }
-}
-
-fn base(path: &str) -> &str {
-    path.rsplit_once('/').map_or(path, |(_, base)| base)
 }

@@ -18,7 +18,7 @@ use nix::{
     sched::{CloneFlags, setns, unshare},
 };
 
-use crate::source::proc;
+use crate::source::{self, proc};
 
 /// A step of a drill.
 #[derive(Debug, Subcommand)]
@@ -181,7 +181,7 @@ impl Container {
             "no cgroup v2 hierarchy is mounted: containers cannot be told apart here. Mount it: mount -t cgroup2 none DIR",
         )?;
         let digest = <sha2::Sha256 as sha2::Digest>::digest(format!("{} {}", std::process::id(), proc::now().0));
-        let id: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        let id = source::hex(&digest);
         let below = format!("detector-drill-{}", std::process::id());
         let cgroup = root.join(&below).join(&id);
         let bundle = std::env::temp_dir().join(&below).join(&id);

@@ -9,6 +9,12 @@ use super::ProcessKey;
 
 /// Longest name, image reference, label key or value that a record keeps, in bytes.
 pub const TEXT_MAX: usize = 1024;
+/// At most [`TEXT_MAX`] bytes of a text.
+#[must_use]
+pub fn bounded(text: &str) -> String {
+    text[..text.floor_char_boundary(TEXT_MAX)].to_owned()
+}
+
 /// Most labels of a container that a record keeps.
 pub const LABELS_MAX: usize = 64;
 

@@ -14,7 +14,8 @@ use serde::Deserialize;
 
 use crate::{
     context::cgroup,
-    record::{ContainerInfo, ContainerRole, InfoFrom, PodRef, TEXT_MAX},
+    record::{ContainerInfo, ContainerRole, InfoFrom, PodRef, bounded},
+    source::kubelet,
 };
 
 /// Largest `config.json` that is read: as large as a message to the runtime may be.
@@ -70,18 +71,8 @@ pub enum BundleError {
 
 impl Default for Bundles {
     fn default() -> Self {
-        Self::new(host_root())
+        Self::new(kubelet::host_root(Path::new("/proc")))
     }
-}
-
-/// The host's root directory as the agent can reach it.
-fn host_root() -> PathBuf {
-    let of_first = PathBuf::from("/proc/1/root");
-    let same = |namespace: &str| {
-        let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{namespace}")).ok();
-        of("1").is_none_or(|first| of("self") == Some(first))
-    };
-    if same("mnt") || fs::metadata(&of_first).is_err() { PathBuf::from("/") } else { of_first }
 }
 
 impl Bundles {
@@ -422,14 +413,10 @@ fn pod_uid(path: &str) -> Option<String> {
     })
 }
 
-/// At most [`TEXT_MAX`] bytes of a text.
-fn bounded(text: &str) -> String {
-    text[..text.floor_char_boundary(TEXT_MAX)].to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::TEXT_MAX;
 
     const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
     const TASKS: &str = "run/containerd/io.containerd.runtime.v2.task/k8s.io";

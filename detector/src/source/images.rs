@@ -20,15 +20,13 @@ use detector_common::watch;
 
 use crate::{
     record::{Body, BootNs, ExecutedFile, InodeKey, ProcessKey},
-    source::root::Root,
+    source::{kubelet, root::Root},
 };
 
 use config::Configs;
 use executed::Executables;
 use runtime::{Kind, Runtime};
 use store::{Place, Store};
-
-pub use executed::hex;
 
 const MS: u64 = 1_000_000;
 /// Nanoseconds between looks at what no hook told of: runtimes, stores, configurations.
@@ -94,10 +92,7 @@ pub struct Where {
 impl Default for Where {
     fn default() -> Self {
         let proc = PathBuf::from("/proc");
-        let namespace = |process: &str| fs::read_link(proc.join(process).join("ns/mnt")).ok();
-        let init = proc.join("1/root");
-        let inside = matches!((namespace("1"), namespace("self")), (Some(host), Some(own)) if host != own);
-        let root = if inside && init.is_dir() { init } else { PathBuf::from("/") };
+        let root = kubelet::host_root(&proc);
         Self { proc, root, defaults: true }
     }
 }

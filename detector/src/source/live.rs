@@ -15,6 +15,7 @@ use crate::{
     decode::{self, Event},
     record::{Body, BootNs, ContainerInfo, ContainerRole, InodeKey, Policy, ProcessKey, Record, Start},
     source::{
+        self,
         bundle::Bundles,
         images::{self, Images},
         kernel::{self, Kernel, KernelError, Raw},
@@ -463,7 +464,7 @@ fn trusted_inode(trust: &Trust) -> Result<InodeKey, LiveError> {
                 len => hasher.update(&chunk[..len]),
             }
         }
-        let found: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let found = source::hex(&hasher.finalize());
         if found != wanted.to_ascii_lowercase() {
             return Err(error(format!("its SHA-256 is {found}, not {wanted}")));
         }

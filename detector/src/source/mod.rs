@@ -10,3 +10,9 @@ pub mod manifest;
 pub mod proc;
 mod root;
 pub mod runtimes;
+
+/// Lower-case hex.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

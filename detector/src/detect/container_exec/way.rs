@@ -3,7 +3,8 @@
 use std::fmt;
 
 use crate::{
-    context::{Context, container::Namespace, process::ProcessState},
+    context::{Context, container::Namespace, image::is_sha256, process::ProcessState},
+    detect::base,
     escape::escape_to,
     record::ProcessKey,
 };
@@ -93,7 +94,7 @@ pub fn of(process: ProcessKey, group: Option<&Group>, kinds: &[Namespace], conte
             }
             Some(monitor) if argument(&monitor.argv, "-namespace") == Some("moby") => Way::Docker,
             // The CRI's exec ids are 64 hexadecimal digits; those of containerd's client are its user's.
-            Some(_) if exec_id(&runtime.argv).is_some_and(is_digest) => Way::Cri,
+            Some(_) if exec_id(&runtime.argv).is_some_and(is_sha256) => Way::Cri,
             Some(_) => Way::Ctr,
             None => Way::Runtime(base(&runtime.exe).to_owned()),
         };
@@ -116,10 +117,6 @@ fn exec_id(argv: &[String]) -> Option<&str> {
     base(argument(argv, "--pid-file")?).strip_suffix(".pid")
 }
 
-fn is_digest(id: &str) -> bool {
-    id.len() == 64 && id.bytes().all(|b| b.is_ascii_hexdigit())
-}
-
 /// The value of a flag, given behind it or with `=`.
 fn argument<'a>(argv: &'a [String], flag: &str) -> Option<&'a str> {
     let mut args = argv.iter();
@@ -132,8 +129,4 @@ fn argument<'a>(argv: &'a [String], flag: &str) -> Option<&'a str> {
         }
     }
     None
-}
-
-fn base(path: &str) -> &str {
-    path.rsplit('/').next().unwrap_or(path)
 }

@@ -7,7 +7,7 @@ use detector_common::{self as wire, hook, syscall, watch};
 use crate::{
     alert::Evidence,
     decode::{self, Event, hook_name},
-    detect::static_pod::EVIDENCE_MAX,
+    detect::{self, static_pod::EVIDENCE_MAX},
     escape::escape_to,
     record::{BootNs, ChangeKind, InodeKey, ManifestChange, ProcessKey, Record},
 };
@@ -326,6 +326,5 @@ fn shown(path: &str) -> String {
 }
 
 fn base(path: &str) -> &str {
-    let path = path.trim_end_matches('/');
-    path.rsplit_once('/').map_or(path, |(_, base)| base)
+    detect::base(path.trim_end_matches('/'))
 }

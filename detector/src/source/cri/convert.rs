@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::message::{Container, Image, NODE, PodSandbox, PodSandboxStatusResponse};
-use crate::record::{ContainerInfo, ContainerRole, ImageNames, InfoFrom, LABELS_MAX, PodRef, TEXT_MAX};
+use crate::record::{ContainerInfo, ContainerRole, ImageNames, InfoFrom, LABELS_MAX, PodRef, bounded};
 
 /// Most references of each kind that are kept of an image.
 const NAMES_MAX: usize = 64;
@@ -25,7 +25,7 @@ const PRE_STOP: &str = "io.kubernetes.container.preStopHandler";
 ///
 /// The CRI does not say whether it has the node's pid namespace or is privileged: both are `false`.
 pub fn container(said: Container, socket: &str, image: Option<&ImageNames>) -> ContainerInfo {
-    let label = |key: &str| said.labels.get(key).filter(|value| !value.is_empty()).map(|value| text(value));
+    let label = |key: &str| said.labels.get(key).filter(|value| !value.is_empty()).map(|value| bounded(value));
     let pod = label(POD_NAME).map(|name| PodRef {
         name,
         namespace: label(POD_NAMESPACE).unwrap_or_default(),
@@ -36,7 +36,7 @@ pub fn container(said: Container, socket: &str, image: Option<&ImageNames>) -> C
     ContainerInfo {
         image: user_image(&said, image),
         image_digest: digest(&said.image_ref, image),
-        id: text(&said.id),
+        id: bounded(&said.id),
         from: InfoFrom::Cri(socket.to_owned()),
         role: ContainerRole::Member,
         name,
@@ -50,8 +50,11 @@ pub fn container(said: Container, socket: &str, image: Option<&ImageNames>) -> C
 
 /// A pod's sandbox. `status` is what the runtime says of it in detail, where it does.
 pub fn sandbox(said: PodSandbox, status: Option<&PodSandboxStatusResponse>, socket: &str) -> ContainerInfo {
-    let pod =
-        said.metadata.map(|pod| PodRef { name: text(&pod.name), namespace: text(&pod.namespace), uid: text(&pod.uid) });
+    let pod = said.metadata.map(|pod| PodRef {
+        name: bounded(&pod.name),
+        namespace: bounded(&pod.namespace),
+        uid: bounded(&pod.uid),
+    });
     let pid = status
         .and_then(|status| status.status.as_ref()?.linux.as_ref()?.namespaces.as_ref()?.options.as_ref())
         .map(|options| options.pid);
@@ -59,11 +62,11 @@ pub fn sandbox(said: PodSandbox, status: Option<&PodSandboxStatusResponse>, sock
     ContainerInfo {
         image_digest: image.as_deref().and_then(as_digest),
         image: image.filter(|image| as_digest(image).is_none() || image.contains('@')),
-        id: text(&said.id),
+        id: bounded(&said.id),
         from: InfoFrom::Cri(socket.to_owned()),
         role: ContainerRole::Sandbox,
         pod,
-        sandbox_id: Some(text(&said.id)),
+        sandbox_id: Some(bounded(&said.id)),
         labels: labels(said.labels),
         host_pid: pid == Some(NODE),
         ..ContainerInfo::default()
@@ -72,11 +75,11 @@ pub fn sandbox(said: PodSandbox, status: Option<&PodSandboxStatusResponse>, sock
 
 /// The references of an image.
 pub fn image(said: Image) -> ImageNames {
-    let bounded = |names: Vec<String>| names.iter().take(NAMES_MAX).map(|name| text(name)).collect();
+    let all = |names: Vec<String>| names.iter().take(NAMES_MAX).map(|name| bounded(name)).collect();
     ImageNames {
-        id: as_digest(&said.id).unwrap_or_else(|| text(&said.id)),
-        tags: bounded(said.repo_tags),
-        digests: bounded(said.repo_digests),
+        id: as_digest(&said.id).unwrap_or_else(|| bounded(&said.id)),
+        tags: all(said.repo_tags),
+        digests: all(said.repo_digests),
         pinned: said.pinned,
     }
 }
@@ -97,7 +100,7 @@ fn user_image(said: &Container, image: Option<&ImageNames>) -> Option<String> {
     let stated = spec.map(|spec| &spec.user_specified_image).filter(|name| !name.is_empty());
     if let Some(name) = stated.or_else(|| spec.map(|spec| &spec.image).filter(|name| !is_id(name) && !name.is_empty()))
     {
-        return Some(text(name));
+        return Some(bounded(name));
     }
     let reference = image.and_then(|image| image.tags.first().or_else(|| image.digests.first()));
     reference.cloned().or_else(|| some_text(&spec?.image))
@@ -137,7 +140,7 @@ fn hook_command(json: &str) -> Option<Vec<String>> {
         return None;
     }
     let command = serde_json::from_str::<Handler>(json).ok()?.exec?.command;
-    (!command.is_empty()).then(|| command.iter().take(WORDS_MAX).map(|word| text(word)).collect())
+    (!command.is_empty()).then(|| command.iter().take(WORDS_MAX).map(|word| bounded(word)).collect())
 }
 
 /// The image of a sandbox, out of the JSON that containerd and CRI-O give when asked for details.
@@ -152,16 +155,11 @@ fn sandbox_image(json: &str) -> Option<String> {
 fn labels(said: BTreeMap<String, String>) -> BTreeMap<String, String> {
     // kubelet's own last: they are in fields already.
     let (own, others): (Vec<_>, Vec<_>) = said.into_iter().partition(|(key, _)| key.starts_with("io.kubernetes."));
-    others.into_iter().chain(own).take(LABELS_MAX).map(|(key, value)| (text(&key), text(&value))).collect()
+    others.into_iter().chain(own).take(LABELS_MAX).map(|(key, value)| (bounded(&key), bounded(&value))).collect()
 }
 
 fn some_text(said: &str) -> Option<String> {
-    (!said.is_empty()).then(|| text(said))
-}
-
-/// Cut to what a record keeps.
-pub fn text(said: &str) -> String {
-    said[..said.floor_char_boundary(TEXT_MAX)].to_owned()
+    (!said.is_empty()).then(|| bounded(said))
 }
 
 #[cfg(test)]
@@ -171,6 +169,7 @@ mod tests {
         PodSandboxStatus,
     };
     use super::*;
+    use crate::record::TEXT_MAX;
 
     fn hex(digit: char) -> String {
         digit.to_string().repeat(64)

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     escape::escape_to,
-    record::{ContainerInfo, ImageNames},
+    record::{ContainerInfo, ImageNames, bounded},
 };
 
 /// Most entries of one list that are taken.
@@ -97,15 +97,7 @@ struct Runtime {
 impl Runtime {
     fn new(socket: Socket) -> Self {
         let now = Instant::now();
-        Self {
-            path: convert::text(&socket.shown()),
-            socket,
-            client: None,
-            since: now,
-            next: now,
-            failures: 0,
-            said: None,
-        }
+        Self { path: bounded(&socket.shown()), socket, client: None, since: now, next: now, failures: 0, said: None }
     }
 
     /// Notes that something failed; returns whether that is news.

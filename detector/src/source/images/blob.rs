@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, de::IgnoredAny};
 
-use crate::record::{ImageArrival, TEXT_MAX};
+use crate::record::{ImageArrival, bounded};
 
 /// Largest blob that is read: manifests are kilobytes; runtimes refuse more than 4 MiB.
 pub const BLOB_MAX: u64 = 4 << 20;
@@ -112,14 +112,10 @@ impl Names {
     }
 }
 
-/// At most [`TEXT_MAX`] bytes of a text.
-pub fn bounded(text: &str) -> String {
-    text[..text.floor_char_boundary(TEXT_MAX)].to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::TEXT_MAX;
     use crate::testing::Noise;
 
     const MANIFEST: &str = r#"{"schemaVersion":2,"config":{"mediaType":"c","digest":"sha256:cc","size":1},

@@ -10,11 +10,10 @@ use detector_common::watch;
 
 use super::{
     View,
-    blob::bounded,
     runtime::{self, Content, Kind, Runtime},
 };
 use crate::{
-    record::{Body, BootNs, InodeKey, PauseConfig},
+    record::{Body, BootNs, InodeKey, PauseConfig, bounded},
     source::root::read_file,
 };
 

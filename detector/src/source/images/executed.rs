@@ -9,7 +9,10 @@ use std::{
 
 use sha2::{Digest as _, Sha256};
 
-use crate::record::{ExecutedFile, ProcessKey};
+use crate::{
+    record::{ExecutedFile, ProcessKey},
+    source::hex,
+};
 
 /// Largest executable that is read: a pause binary has less than one MiB.
 pub const SIZE_MAX: u64 = 16 << 20;
@@ -90,12 +93,6 @@ fn hash(file: &mut File) -> io::Result<String> {
         }
     }
     Err(io::Error::other("it grew while it was read"))
-}
-
-/// Lower-case hex.
-#[must_use]
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Start of a process in clock ticks.

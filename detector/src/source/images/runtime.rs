@@ -8,7 +8,7 @@ use std::{
 
 use toml::{Table, Value};
 
-use super::blob::bounded;
+use crate::record::bounded;
 
 /// Longest command line that is read.
 const ARGS_MAX: u64 = 64 * 1024;

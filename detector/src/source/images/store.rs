@@ -18,12 +18,14 @@ use sha2::{Digest as _, Sha256};
 use super::{
     View,
     blob::{self, BLOB_MAX},
-    executed::hex,
 };
 use crate::{
     context::image::is_sha256,
     record::{ImageArrival, InodeKey},
-    source::root::{file_type, read_file},
+    source::{
+        hex,
+        root::{file_type, read_file},
+    },
 };
 
 /// Most blobs whose names are remembered, as 32 bytes each.

@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 
 use crate::manifest;
 use crate::record::{InodeKey, MANIFEST_KEEP, ManifestFile};
+use crate::source::hex;
 use crate::source::root::{Root, file_type, reopen, type_name};
 
 /// Most bytes that are read: kubelet refuses longer files (`maxConfigLength`).
@@ -259,15 +260,10 @@ impl Entry {
             size: u64::try_from(self.stamp.size).unwrap_or(0),
             mode: self.stamp.mode,
             uid: self.uid,
-            sha256: self.hash.map(hex),
+            sha256: self.hash.map(|hash| hex(&hash)),
             content,
             truncated: self.truncated || cut,
             unreadable: self.unreadable.as_deref().map(str::to_owned),
         }
     }
-}
-
-fn hex(hash: [u8; 32]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    hash.iter().flat_map(|byte| [byte >> 4, byte & 15]).map(|nibble| char::from(DIGITS[usize::from(nibble)])).collect()
 }
