@@ -3,6 +3,7 @@
 use detector_common as wire;
 use zerocopy::FromBytes;
 
+use crate::argv::Argv;
 pub use crate::syscalls::name as syscall_name;
 
 /// A decoded kernel record.
@@ -43,7 +44,7 @@ pub struct Exec {
     pub event: wire::Exec,
     /// Path of the executed file in its mount namespace.
     pub path: String,
-    pub argv: Vec<String>,
+    pub argv: Argv,
 }
 
 /// An open or write with its path.
@@ -147,7 +148,7 @@ pub fn event(raw: &[u8]) -> Result<Event, DecodeError> {
             let (path, rest) = tail(rest, event.path_len, kind)?;
             let (argv, _) = tail(rest, event.argv_len, kind)?;
             let path = walked_path(path, event.flags & wire::PATH_TRUNCATED != 0);
-            Ok(Event::Exec(Exec { event, path, argv: split_argv(argv) }))
+            Ok(Event::Exec(Exec { event, path, argv: Argv::from_kernel(argv) }))
         }
         kind::FORK => Ok(Event::Fork(fixed(raw, kind)?.0)),
         kind::EXIT => Ok(Event::Exit(fixed(raw, kind)?.0)),
@@ -230,16 +231,6 @@ pub fn hook_name(hook: u16) -> &'static str {
     }
 }
 
-/// Splits NUL-separated arguments, as the kernel keeps them.
-#[must_use]
-pub fn split_argv(bytes: &[u8]) -> Vec<String> {
-    let bytes = bytes.strip_suffix(&[0]).unwrap_or(bytes);
-    if bytes.is_empty() {
-        return Vec::new();
-    }
-    bytes.split(|b| *b == 0).map(|arg| String::from_utf8_lossy(arg).into_owned()).collect()
-}
-
 fn fixed<T: FromBytes>(raw: &[u8], kind: u16) -> Result<(T, &[u8]), DecodeError> {
     T::read_from_prefix(raw).map_err(|_| DecodeError::Short { kind, len: raw.len(), need: size_of::<T>() })
 }
@@ -301,7 +292,7 @@ mod tests {
         let events: Vec<_> = every_kind().iter().map(|raw| event(raw).unwrap()).collect();
         let Event::Exec(exec) = &events[0] else { panic!("{events:?}") };
         assert_eq!(exec.path, "/usr/bin/env");
-        assert_eq!(exec.argv, ["env", "", "x=1"]);
+        assert!(exec.argv == ["env", "", "x=1"][..]);
         let Event::Fork(fork) = &events[1] else { panic!("{events:?}") };
         assert_eq!((fork.header.tgid, fork.child_tgid), (50, 60));
         let Event::Open(open) = &events[3] else { panic!("{events:?}") };

@@ -3,6 +3,7 @@
 //! Sources do I/O and yield [`record::Record`]s. Everything behind them is a pure function of that stream.
 
 pub mod alert;
+pub mod argv;
 pub mod cli;
 pub mod context;
 pub mod decode;

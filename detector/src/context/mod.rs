@@ -116,17 +116,17 @@ impl Context {
         Some(Process {
             pid: key.pid,
             start_time: Some(self.wall(BootNs(key.start.saturating_mul(ProcessKey::TICK_NS)))),
-            exe: process.exe.to_string(),
-            argv: process.argv.iter().map(ToString::to_string).collect(),
-            argv_truncated: process.argv_truncated,
+            exe: process.program.exe.clone(),
+            argv: process.program.argv.to_vec(),
+            argv_truncated: process.program.argv_truncated,
             uid: process.uid,
             login_uid: process.login_uid,
-            tty: process.tty.as_deref().map(str::to_owned),
+            tty: process.program.tty.as_deref().map(str::to_owned),
             cgroup: self.cgroups.path(process.cgroup).map(str::to_owned),
             ancestors: self
                 .processes
                 .lineage(key)
-                .map(|(key, ancestor)| Ancestor { pid: key.pid, exe: ancestor.exe.to_string() })
+                .map(|(key, ancestor)| Ancestor { pid: key.pid, exe: ancestor.program.exe.clone() })
                 .collect(),
         })
     }

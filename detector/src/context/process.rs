@@ -1,13 +1,14 @@
 //! The process table: who is who, and who made whom. Bounded, and right across pid reuse.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, HashSet, VecDeque},
     sync::Arc,
 };
 
 use detector_common as wire;
 
 use crate::{
+    argv::Argv,
     decode::{Event, Exec},
     record::{BootNs, ProcessKey, ProcessSeed},
 };
@@ -24,13 +25,9 @@ const LINEAGE_MAX: usize = 64;
 pub struct ProcessState {
     /// Who forked it; `None` at the root, and where that is not known.
     pub parent: Option<ProcessKey>,
-    /// Path of the executable in the process's mount namespace; in brackets, its short name, when only that is known.
-    pub exe: Arc<str>,
-    pub argv: Arc<[String]>,
-    pub argv_truncated: bool,
+    pub program: Arc<Program>,
     pub uid: u32,
     pub login_uid: Option<u32>,
-    pub tty: Option<Arc<str>>,
     pub cgroup: u64,
     pub mnt_ns: u32,
     pub pid_ns: u32,
@@ -40,14 +37,24 @@ pub struct ProcessState {
     children: u32,
 }
 
+/// What a process runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Program {
+    /// Path of the executable in the process's mount namespace; in brackets, its short name, when only that is known.
+    pub exe: String,
+    pub argv: Argv,
+    pub argv_truncated: bool,
+    pub tty: Option<Box<str>>,
+}
+
 /// All processes.
 #[derive(Debug, Default)]
 pub struct Processes {
     table: BTreeMap<ProcessKey, ProcessState>,
     /// Exited processes in the order of their end.
     exited: VecDeque<ProcessKey>,
-    /// Executables, each kept once.
-    names: BTreeSet<Arc<str>>,
+    /// What they run, each kept once.
+    programs: HashSet<Arc<Program>>,
     /// Processes that the bound dropped before their time.
     dropped: u64,
 }
@@ -109,12 +116,14 @@ impl Processes {
             .filter(|parent| *parent != key);
         let state = ProcessState {
             parent,
-            exe: self.name(&seed.exe),
-            argv: seed.argv.clone().into(),
-            argv_truncated: seed.argv_truncated,
+            program: self.program(Program {
+                exe: seed.exe.clone(),
+                argv: seed.argv.iter().collect(),
+                argv_truncated: seed.argv_truncated,
+                tty: seed.tty.as_deref().map(Into::into),
+            }),
             uid: seed.uid,
             login_uid: seed.login_uid,
-            tty: seed.tty.as_deref().map(Into::into),
             cgroup: seed.cgroup_id,
             mnt_ns: seed.mnt_ns,
             pid_ns: seed.pid_ns,
@@ -169,8 +178,8 @@ impl Processes {
             }
             return;
         }
-        let state = self.unknown(header);
-        self.insert(key, state);
+        let program = self.program(Program { exe: comm(header), ..Program::default() });
+        self.insert(key, by_header(header, program));
     }
 
     fn fork(&mut self, header: &wire::Header, actor: ProcessKey, fork: &wire::Fork) {
@@ -194,44 +203,29 @@ impl Processes {
         let parent = ProcessKey::from_ns(exec.event.parent_tgid, exec.event.parent_start_ns);
         let tty_len = exec.event.tty.iter().position(|b| *b == 0).unwrap_or(exec.event.tty.len());
         let tty = String::from_utf8_lossy(&exec.event.tty[..tty_len]);
-        let deleted = if exec.event.flags & wire::EXE_DELETED != 0 { " (deleted)" } else { "" };
         // A file that is mounted by itself, as runc mounts itself, has no name in any directory.
-        let path = if exec.path == "/" { comm(header) } else { exec.path.clone() };
-        let exe = self.name(&format!("{path}{deleted}"));
-        let known = self.table.get(&key);
-        let state = ProcessState {
+        let mut exe = if exec.path == "/" { comm(header) } else { exec.path.clone() };
+        if exec.event.flags & wire::EXE_DELETED != 0 {
+            exe.push_str(" (deleted)");
+        }
+        let program = self.program(Program {
             exe,
-            argv: exec.argv.clone().into(),
+            argv: exec.argv.clone(),
             argv_truncated: exec.event.flags & wire::ARGV_TRUNCATED != 0,
             tty: (!tty.is_empty()).then(|| tty.into()),
+        });
+        let known = self.table.get(&key);
+        let state = ProcessState {
             // Who forked it stays, also when that one is gone and another has adopted it.
             parent: known.and_then(|known| known.parent).or((parent != key && parent.pid != 0).then_some(parent)),
             exited: known.and_then(|known| known.exited),
             children: known.map_or(0, |known| known.children),
-            ..self.unknown(header)
+            ..by_header(header, program)
         };
         if known.is_some() {
-            self.table.insert(key, state);
+            self.replace(key, state);
         } else {
             self.insert(key, state);
-        }
-    }
-
-    /// A process of which nothing is known but an act.
-    fn unknown(&self, header: &wire::Header) -> ProcessState {
-        ProcessState {
-            parent: None,
-            exe: comm(header).into(),
-            argv: Arc::default(),
-            argv_truncated: false,
-            uid: header.uid,
-            login_uid: (header.login_uid != u32::MAX).then_some(header.login_uid),
-            tty: None,
-            cgroup: header.cgroup,
-            mnt_ns: header.mnt_ns,
-            pid_ns: header.pid_ns,
-            exited: None,
-            children: 0,
         }
     }
 
@@ -298,20 +292,47 @@ impl Processes {
         if let Some(parent) = removed.parent.and_then(|parent| self.table.get_mut(&parent)) {
             parent.children = parent.children.saturating_sub(1);
         }
-        // The table's name and ours: nobody else runs it.
-        if Arc::strong_count(&removed.exe) <= 2 {
-            self.names.remove(&removed.exe);
+        self.unused(removed.program);
+    }
+
+    /// Another state of a process that is in the table.
+    fn replace(&mut self, key: ProcessKey, state: ProcessState) {
+        if let Some(before) = self.table.insert(key, state) {
+            self.unused(before.program);
         }
     }
 
-    /// The one copy of an executable's name.
-    fn name(&mut self, name: &str) -> Arc<str> {
-        if let Some(known) = self.names.get(name) {
-            return known.clone();
+    /// The one copy of a program.
+    fn program(&mut self, program: Program) -> Arc<Program> {
+        if let Some(known) = self.programs.get(&program) {
+            return Arc::clone(known);
         }
-        let name: Arc<str> = name.into();
-        self.names.insert(name.clone());
-        name
+        let program = Arc::new(program);
+        self.programs.insert(Arc::clone(&program));
+        program
+    }
+
+    /// A process no longer runs this.
+    fn unused(&mut self, program: Arc<Program>) {
+        // The set's copy and this one: nobody else runs it.
+        if Arc::strong_count(&program) <= 2 {
+            self.programs.remove(&program);
+        }
+    }
+}
+
+/// What a kernel record's header says of a process.
+fn by_header(header: &wire::Header, program: Arc<Program>) -> ProcessState {
+    ProcessState {
+        parent: None,
+        program,
+        uid: header.uid,
+        login_uid: (header.login_uid != u32::MAX).then_some(header.login_uid),
+        cgroup: header.cgroup,
+        mnt_ns: header.mnt_ns,
+        pid_ns: header.pid_ns,
+        exited: None,
+        children: 0,
     }
 }
 
@@ -338,7 +359,7 @@ mod tests {
     }
 
     fn exes(table: &Processes, of: Actor) -> Vec<String> {
-        table.lineage(key(of)).map(|(_, process)| process.exe.to_string()).collect()
+        table.lineage(key(of)).map(|(_, process)| process.program.exe.clone()).collect()
     }
 
     /// init, and a shell below it.
@@ -358,8 +379,8 @@ mod tests {
             learn(&mut table, actor.start, &testing::exec(actor, shell, exe, &[exe]));
             learn(&mut table, actor.start, &testing::exit(actor));
         }
-        assert_eq!(&*table.get(key(first)).unwrap().exe, "/bin/one");
-        assert_eq!(&*table.get(key(second)).unwrap().exe, "/bin/two");
+        assert_eq!(table.get(key(first)).unwrap().program.exe, "/bin/one");
+        assert_eq!(table.get(key(second)).unwrap().program.exe, "/bin/two");
     }
 
     #[test]
@@ -406,7 +427,7 @@ mod tests {
         let child = Actor::host(60, 20);
         learn(&mut table, 20, &testing::exec(child, shell, "/bin/new", &["new"]));
         table.seed(&seed(60, 20, 50, "/bin/old"));
-        assert_eq!(&*table.get(key(child)).unwrap().exe, "/bin/new");
+        assert_eq!(table.get(key(child)).unwrap().program.exe, "/bin/new");
     }
 
     #[test]
@@ -414,7 +435,7 @@ mod tests {
         let mut table = Processes::default();
         let stranger = Actor::host(99, 5);
         learn(&mut table, 6, &testing::change(stranger, testing::FILE, 1));
-        assert_eq!(&*table.get(key(stranger)).unwrap().exe, "[comm]");
+        assert_eq!(table.get(key(stranger)).unwrap().program.exe, "[comm]");
     }
 
     #[test]
@@ -432,6 +453,6 @@ mod tests {
         assert!(table.dropped() > 0);
         assert_eq!(exes(&table, daemon), ["/bin/bash", "/sbin/init"]);
         assert!(table.exited.len() <= MAX);
-        assert_eq!(table.names.len(), 2);
+        assert_eq!(table.programs.len(), 2);
     }
 }

@@ -37,7 +37,7 @@ impl Detector for Around {
         let Some(event) = event else { return Vec::new() };
         let header = event.header();
         let actor = ProcessKey::from_ns(header.tgid, header.start_ns);
-        let exe = context.processes.get(actor).map_or_else(String::new, |process| escape_to(&process.exe, 128));
+        let exe = context.processes.get(actor).map_or_else(String::new, |process| escape_to(&process.program.exe, 128));
         let (about, technique, title, reason): (u64, &'static Technique, String, &str) = match event {
             Event::Open(open) if open.event.watch & watch::BLOCK != 0 => (
                 open.event.ino,

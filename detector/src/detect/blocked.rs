@@ -42,7 +42,7 @@ impl Detector for Blocked {
             self.recent.pop_front();
         }
         self.recent.push_back((actor, path.clone(), record.time));
-        let exe = context.processes.get(actor).map_or_else(String::new, |process| escape_to(&process.exe, 128));
+        let exe = context.processes.get(actor).map_or_else(String::new, |process| escape_to(&process.program.exe, 128));
         let mut reasons = vec!["only trusted programs may change what kubelet reads (--deny static-pod)".to_owned()];
         let container = context.origin(actor).0 == Origin::Container;
         if container {

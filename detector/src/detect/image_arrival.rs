@@ -135,7 +135,7 @@ impl ImageArrivals {
         let shown: Vec<_> = names.iter().take(NAMES_MAX).map(|name| escape_to(name, 128)).collect();
         let called = if shown.is_empty() { escape_to(&top.digest, 80) } else { shown.join(", ") };
         let by = match actor.and_then(|actor| context.processes.get(actor)) {
-            Some(process) => format!(" by {}", escape_to(&process.exe, 128)),
+            Some(process) => format!(" by {}", escape_to(&process.program.exe, 128)),
             None => String::new(),
         };
         let what = if pause.is_some() { "Pause image of an unknown digest" } else { "Image" };

@@ -85,7 +85,7 @@ impl Bundles {
     /// Learns from the command line of a program that names a bundle, as runtimes and their monitors do.
     ///
     /// `runc create --bundle DIR ID`, `conmon -b DIR`.
-    pub fn learn(&mut self, argv: &[impl AsRef<str>]) -> Option<PathBuf> {
+    pub fn learn<'a>(&mut self, argv: impl Iterator<Item = &'a str>) -> Option<PathBuf> {
         let bundle = bundle_argument(argv)?;
         let bundle = if bundle.ends_with("userdata") { bundle.parent()?.to_owned() } else { bundle };
         if let Some(above) = bundle.parent()
@@ -111,7 +111,7 @@ impl Bundles {
             if !is_monitor {
                 continue;
             }
-            let bundle = self.learn(&process.cmdline().unwrap_or_default());
+            let bundle = self.learn(process.cmdline().unwrap_or_default().iter().map(String::as_str));
             self.remember(bundle.as_deref().and_then(Path::parent));
             self.remember(process.cwd().ok().as_deref().and_then(Path::parent));
         }
@@ -160,7 +160,7 @@ impl Bundles {
         if !argv.iter().rev().take(ARGS_MAX).any(|arg| arg == leaf) {
             return None;
         }
-        match self.learn(&argv) {
+        match self.learn(argv.iter().map(String::as_str)) {
             Some(bundle) => Some(bundle),
             // Without one on the command line it is the working directory.
             None => process.cwd().ok(),
@@ -219,8 +219,8 @@ impl Bundles {
 }
 
 /// The value of `--bundle` or `-b`.
-fn bundle_argument(argv: &[impl AsRef<str>]) -> Option<PathBuf> {
-    let mut args = argv.iter().map(AsRef::as_ref).take(ARGS_MAX);
+fn bundle_argument<'a>(argv: impl Iterator<Item = &'a str>) -> Option<PathBuf> {
+    let mut args = argv.take(ARGS_MAX);
     while let Some(arg) = args.next() {
         let value = match arg {
             "--bundle" | "-bundle" | "-b" => args.next(),
@@ -556,15 +556,14 @@ mod tests {
             "crun create --bundle=/run/own/tasks/k8s.io/abc abc",
             "conmon -b /run/own/tasks/k8s.io/abc/userdata -c abc",
         ] {
-            let argv: Vec<_> = line.split(' ').collect();
-            assert_eq!(bundles.learn(&argv), Some(PathBuf::from("/run/own/tasks/k8s.io/abc")), "{line}");
+            assert_eq!(bundles.learn(line.split(' ')), Some(PathBuf::from("/run/own/tasks/k8s.io/abc")), "{line}");
             assert_eq!(bundles.hinted, [PathBuf::from("/run/own/tasks/k8s.io")]);
         }
         for line in ["sort -b file", "x --bundle", "x --bundle relative", ""] {
-            assert_eq!(bundles.learn(&line.split(' ').collect::<Vec<_>>()), None, "{line}");
+            assert_eq!(bundles.learn(line.split(' ')), None, "{line}");
         }
         for n in 0..2 * ROOTS_MAX {
-            bundles.learn(&["x", "--bundle", &format!("/evil/{n}/id")]);
+            bundles.learn(["x", "--bundle", &format!("/evil/{n}/id")].into_iter());
         }
         assert!(bundles.hinted.len() <= ROOTS_MAX && bundles.learned.is_empty());
     }

@@ -207,7 +207,7 @@ fn bounded_cmdline(path: &Path) -> Option<Vec<String>> {
     let mut bytes = Vec::new();
     let limit = u64::try_from(MAX_CONFIG).ok()?;
     std::fs::File::open(path).ok()?.take(limit).read_to_end(&mut bytes).ok()?;
-    Some(crate::decode::split_argv(&bytes))
+    Some(crate::argv::Argv::from_kernel(&bytes).to_vec())
 }
 
 /// What one kubelet reads, by its command line and configuration. `None` when it is gone, or reads nothing and has no

@@ -363,7 +363,7 @@ impl Live {
                 }
             }
             Event::Exec(exec) => {
-                self.bundles.learn(&exec.argv);
+                self.bundles.learn(exec.argv.iter());
                 let name = exec.path.rsplit('/').next().unwrap_or_default();
                 if runs_kubelet(name) {
                     self.view.rediscover();

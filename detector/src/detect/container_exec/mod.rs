@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::{
     alert::{Evidence, Severity},
+    argv::Argv,
     context::{
         Context,
         container::{Container, Namespace, Namespaces},
@@ -183,7 +184,7 @@ impl ContainerExec {
             sequence: record.seq,
             detail: format!("executed {}", escape_to(&exec.path, 256)),
         });
-        let what = escape_to(&exec.argv.join(" "), NAME);
+        let what = escape_to(&exec.argv.joined(), NAME);
         let what = if what.is_empty() { escape_to(&exec.path, NAME) } else { what };
         let title = match &probe {
             Some(kind) => format!("{kind} of {} runs: {what}", place(container)),
@@ -238,7 +239,7 @@ impl ContainerExec {
             "Debug container {} joined {}: {}",
             shown(container),
             place(other),
-            escape_to(&exec.argv.join(" "), NAME)
+            escape_to(&exec.argv.joined(), NAME)
         );
         let way = Way::Debug(shown(other));
         let interactive = exec.event.tty[0] != 0;
@@ -270,7 +271,7 @@ impl ContainerExec {
     }
 
     /// Whether this probe of this container is seen for the first time.
-    fn first_probe(&mut self, container: &Container, argv: &[String]) -> bool {
+    fn first_probe(&mut self, container: &Container, argv: &Argv) -> bool {
         while self.probed.len() >= TOLD_MAX {
             self.probed.pop_first();
         }

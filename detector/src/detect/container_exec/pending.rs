@@ -95,7 +95,8 @@ impl Pending {
         {
             self.take(oldest);
         }
-        let by = context.processes.get(process).map_or_else(|| "a process".to_owned(), |state| state.exe.to_string());
+        let by =
+            context.processes.get(process).map_or_else(|| "a process".to_owned(), |state| state.program.exe.clone());
         let runtime = context.processes.get(process).is_some_and(is_runtime)
             || context.processes.lineage(process).any(|(_, state)| is_runtime(state));
         self.next += 1;

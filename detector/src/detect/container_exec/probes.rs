@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
+    argv::Argv,
     context::container::Container,
     manifest::{self, Parsed},
     record::ManifestChange,
@@ -35,8 +36,8 @@ impl Probes {
     }
 
     /// What kind of command this is, if it is one that kubelet is told to run in the container.
-    pub fn knows(&self, container: &Container, argv: &[String]) -> Option<&'static str> {
-        if container.info.expected_execs.iter().any(|expected| expected == argv) {
+    pub fn knows(&self, container: &Container, argv: &Argv) -> Option<&'static str> {
+        if container.info.expected_execs.iter().any(|expected| argv == expected.as_slice()) {
             return Some("life-cycle hook");
         }
         let (pod, name) = (container.info.pod.as_ref()?, container.info.name.as_ref()?);
@@ -49,7 +50,7 @@ impl Probes {
             .values()
             .filter(|manifest| is_pod(manifest))
             .flat_map(|manifest| &manifest.execs)
-            .find(|exec| exec.container == *name && exec.command == argv)
+            .find(|exec| exec.container == *name && argv == exec.command.as_slice())
             .map(|exec| exec.kind)
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::{
+    argv::Argv,
     context::{Context, container::Namespace, image::is_sha256, process::ProcessState},
     detect::base,
     escape::escape_to,
@@ -75,7 +76,8 @@ const RUNTIMES: [&str; 6] = ["runc", "crun", "youki", "runsc", "kata-runtime", "
 
 /// Whether a process runs an OCI runtime, by its name.
 pub fn is_runtime(process: &ProcessState) -> bool {
-    RUNTIMES.contains(&base(&process.exe)) || process.argv.first().is_some_and(|first| RUNTIMES.contains(&base(first)))
+    RUNTIMES.contains(&base(&process.program.exe))
+        || process.program.argv.first().is_some_and(|first| RUNTIMES.contains(&base(first)))
 }
 
 /// How `process` came in: by its lineage when a runtime on the host did it, else by the steps that were seen.
@@ -85,18 +87,18 @@ pub fn of(process: ProcessKey, group: Option<&Group>, kinds: &[Namespace], conte
         .processes
         .lineage(process)
         .filter(|(key, state)| is_runtime(state) && on_host(key))
-        .find(|(_, state)| state.argv.iter().any(|arg| arg == "exec"));
+        .find(|(_, state)| state.program.argv.iter().any(|arg| arg == "exec"));
     if let Some((key, runtime)) = runtime {
         let monitor = context.processes.lineage(key).map(|(_, state)| state).find(|state| is_monitor(state));
         return match monitor {
-            Some(monitor) if base(&monitor.exe).starts_with("conmon") => {
-                if runtime.argv.iter().any(|arg| arg.contains("libpod")) { Way::Podman } else { Way::Cri }
+            Some(monitor) if base(&monitor.program.exe).starts_with("conmon") => {
+                if runtime.program.argv.iter().any(|arg| arg.contains("libpod")) { Way::Podman } else { Way::Cri }
             }
-            Some(monitor) if argument(&monitor.argv, "-namespace") == Some("moby") => Way::Docker,
+            Some(monitor) if argument(&monitor.program.argv, "-namespace") == Some("moby") => Way::Docker,
             // The CRI's exec ids are 64 hexadecimal digits; those of containerd's client are its user's.
-            Some(_) if exec_id(&runtime.argv).is_some_and(is_sha256) => Way::Cri,
+            Some(_) if exec_id(&runtime.program.argv).is_some_and(is_sha256) => Way::Cri,
             Some(_) => Way::Ctr,
-            None => Way::Runtime(base(&runtime.exe).to_owned()),
+            None => Way::Runtime(base(&runtime.program.exe).to_owned()),
         };
     }
     let stepped = group.map(Group::kinds).unwrap_or_default();
@@ -108,21 +110,21 @@ pub fn of(process: ProcessKey, group: Option<&Group>, kinds: &[Namespace], conte
 }
 
 fn is_monitor(process: &ProcessState) -> bool {
-    let name = base(&process.exe);
+    let name = base(&process.program.exe);
     name.starts_with("containerd-shim") || name.starts_with("conmon") || name.starts_with("docker-containerd-shim")
 }
 
 /// `.../<exec id>.pid` of `--pid-file`.
-fn exec_id(argv: &[String]) -> Option<&str> {
+fn exec_id(argv: &Argv) -> Option<&str> {
     base(argument(argv, "--pid-file")?).strip_suffix(".pid")
 }
 
 /// The value of a flag, given behind it or with `=`.
-fn argument<'a>(argv: &'a [String], flag: &str) -> Option<&'a str> {
+fn argument<'a>(argv: &'a Argv, flag: &str) -> Option<&'a str> {
     let mut args = argv.iter();
     while let Some(arg) = args.next() {
         if arg == flag {
-            return args.next().map(String::as_str);
+            return args.next();
         }
         if let Some(value) = arg.strip_prefix(flag).and_then(|rest| rest.strip_prefix('=')) {
             return Some(value);

@@ -58,7 +58,7 @@ pub fn changed(record: &Record, config: &PauseConfig, acts: &StoredActs, context
         reasons.push("no hook saw who did it".to_owned());
     }
     let by = match actor.and_then(|actor| context.processes.get(actor)) {
-        Some(process) => format!(" by {}", escape_to(&process.exe, SHOWN)),
+        Some(process) => format!(" by {}", escape_to(&process.program.exe, SHOWN)),
         None => String::new(),
     };
     let mut evidence: Vec<_> = act.iter().map(|act| act.evidence()).collect();

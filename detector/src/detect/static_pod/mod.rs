@@ -71,7 +71,7 @@ impl StaticPod {
         let path = path(change);
         let what = subject(change, parsed.as_ref());
         let by = match actor.and_then(|actor| context.processes.get(actor)) {
-            Some(process) => format!(" by {}", escape_to(&process.exe, TITLE_NAME)),
+            Some(process) => format!(" by {}", escape_to(&process.program.exe, TITLE_NAME)),
             None => " by nobody that was seen".to_owned(),
         };
         let mut evidence = self.acts.evidence(act, change, record.time);

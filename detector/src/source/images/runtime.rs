@@ -58,7 +58,7 @@ pub fn running(proc: &Path) -> Vec<Runtime> {
         }
         let mut bytes = Vec::new();
         fs::File::open(dir.join("cmdline")).ok()?.take(ARGS_MAX).read_to_end(&mut bytes).ok()?;
-        let args = crate::decode::split_argv(&bytes);
+        let args = crate::argv::Argv::from_kernel(&bytes).to_vec();
         // k3s is its own containerd, under that name.
         let called = if name == "k3s" { args.first()?.rsplit('/').next()? } else { name };
         let kind = match called {
