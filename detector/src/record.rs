@@ -55,14 +55,14 @@ pub struct Record {
     pub body: Body,
 }
 
-/// What a record says.
+/// What a record says. Small: a burst of kernel records waits in memory, and each takes as much as the largest of these.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Body {
     /// Always the first record.
-    Start(Start),
+    Start(Box<Start>),
     /// A process that was there before the agent.
-    Process(ProcessSeed),
+    Process(Box<ProcessSeed>),
     /// A cgroup that was there before the agent.
     Cgroup { id: u64, path: String },
     /// A record as the kernel wrote it, undecoded: see [`crate::decode`].
@@ -78,14 +78,16 @@ pub enum Body {
     /// The names that a runtime gives an image.
     ImageNames(Box<ImageNames>),
     /// The file that a process in a sandbox executes.
-    Executed(ExecutedFile),
+    Executed(Box<ExecutedFile>),
     /// Which pause image a runtime is told to use, at start and whenever it changes.
-    PauseConfig(PauseConfig),
+    PauseConfig(Box<PauseConfig>),
     /// Records were lost.
-    Loss(Loss),
+    Loss(Box<Loss>),
     /// Time passes; sent by the live source about once a second so that windows close on an idle node.
     Tick,
 }
+
+const _: () = assert!(size_of::<Body>() <= 40);
 
 /// The recorded host.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

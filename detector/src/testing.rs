@@ -225,14 +225,14 @@ pub fn container(id: &str, cgroup_id: u64, role: ContainerRole, name: &str) -> C
 }
 
 pub fn start() -> Body {
-    Body::Start(Start {
+    Body::Start(Box::new(Start {
         node: "node-1".to_owned(),
         // 2026-01-01T00:00:00Z.
         boot_time_ns: 1_767_225_600 * SECOND,
         host_mnt_ns: HOST_MNT,
         host_pid_ns: HOST_PID,
         ..Start::default()
-    })
+    }))
 }
 
 pub fn seed(pid: u32, start: u64, parent_pid: u32, exe: &str) -> ProcessSeed {
@@ -285,8 +285,8 @@ impl Stream {
     pub fn new() -> Self {
         let mut stream = Self { records: Vec::new(), now: 100 * SECOND };
         stream.push(start());
-        stream.push(Body::Process(seed(1, 0, 0, "/sbin/init")));
-        stream.push(Body::Process(seed(50, 10, 1, "/bin/bash")));
+        stream.push(Body::Process(Box::new(seed(1, 0, 0, "/sbin/init"))));
+        stream.push(Body::Process(Box::new(seed(50, 10, 1, "/bin/bash"))));
         stream
     }
 

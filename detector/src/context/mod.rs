@@ -36,7 +36,7 @@ impl Context {
         match body {
             Body::Start(start) => {
                 self.images.policy(&start.policy);
-                self.start = start.clone();
+                self.start = Start::clone(start);
             }
             Body::Process(seed) => {
                 self.seeded = time;

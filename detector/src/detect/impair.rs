@@ -106,11 +106,11 @@ mod tests {
     };
 
     fn loss(hook: &str, lost: u64, alerting: bool) -> Body {
-        Body::Loss(Loss { hook: hook.to_owned(), cpu: Some(1), lost, skipped: false, alerting })
+        Body::Loss(Box::new(Loss { hook: hook.to_owned(), cpu: Some(1), lost, skipped: false, alerting }))
     }
 
     fn skipped(hook: &str, lost: u64) -> Body {
-        Body::Loss(Loss { hook: hook.to_owned(), cpu: None, lost, skipped: true, alerting: true })
+        Body::Loss(Box::new(Loss { hook: hook.to_owned(), cpu: None, lost, skipped: true, alerting: true }))
     }
 
     #[test]

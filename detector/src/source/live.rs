@@ -151,7 +151,7 @@ impl Live {
         };
         let start = Start { policy: options.policy.clone(), ..proc::start(live.kernel.hooks(), options.node.clone()) };
         live.host_mnt = start.host_mnt_ns;
-        live.push(out, now, Body::Start(start));
+        live.push(out, now, Body::Start(Box::new(start)));
         let shipped = PAUSE.iter().map(|known| known.digest.clone());
         let pauses: Vec<_> = shipped.chain(options.policy.pause_digests.iter().cloned()).collect();
         for body in live.images.start(&pauses, now) {
@@ -174,7 +174,7 @@ impl Live {
         for process in processes {
             let key = ProcessKey { pid: process.pid, start: process.start };
             let pause = live.sandboxes.contains(&process.cgroup_id) && process.mnt_ns != live.host_mnt;
-            live.push(out, proc::now(), Body::Process(process));
+            live.push(out, proc::now(), Body::Process(Box::new(process)));
             if pause {
                 live.executed(key, out);
             }
@@ -240,7 +240,7 @@ impl Live {
         if now >= self.next_tick {
             self.next_tick = BootNs(now.0 + TICK_NS);
             for loss in self.kernel.lost()? {
-                self.push(out, now, Body::Loss(loss));
+                self.push(out, now, Body::Loss(Box::new(loss)));
             }
             self.push(out, now, Body::Tick);
         }
@@ -254,7 +254,7 @@ impl Live {
     pub fn last(&mut self, out: &mut Vec<Record>) -> Result<(), LiveError> {
         let now = proc::now();
         for loss in self.kernel.lost()? {
-            self.push(out, now, Body::Loss(loss));
+            self.push(out, now, Body::Loss(Box::new(loss)));
         }
         Ok(())
     }
@@ -336,7 +336,7 @@ impl Live {
     /// A process in a sandbox has begun to execute something.
     fn executed(&mut self, process: ProcessKey, out: &mut Vec<Record>) {
         let file = self.images.executed(process);
-        self.push(out, proc::now(), Body::Executed(file));
+        self.push(out, proc::now(), Body::Executed(Box::new(file)));
     }
 
     /// Triggers the views where a kernel record may mean a change of what they look at. Yields what is known of a container

@@ -248,7 +248,7 @@ fn who_was_in_a_container_before_the_agent_looked_is_not_told_and_who_comes_late
         let mut seed = testing::seed(actor.pid, actor.start, parent, "/bin/x");
         (seed.cgroup_id, seed.mnt_ns, seed.pid_ns, seed.inner_pid) =
             (actor.cgroup, actor.mnt_ns, actor.pid_ns, inner_pid);
-        Body::Process(seed)
+        Body::Process(Box::new(seed))
     };
     let mut stream = Stream::new();
     stream.push(Body::Cgroup { id: 901, path: "/kubepods/pod1/app-id".to_owned() });
@@ -272,7 +272,7 @@ fn a_runtimes_steps_that_are_read_after_the_container_was_found_running_are_sile
     stream.push(Body::Container(Box::new(testing::container("app-id", 901, ContainerRole::Member, "app"))));
     let mut seed = testing::seed(APP.pid, APP.start, 1, "/bin/app");
     (seed.cgroup_id, seed.mnt_ns, seed.pid_ns, seed.inner_pid) = (APP.cgroup, APP.mnt_ns, APP.pid_ns, 1);
-    stream.push(Body::Process(seed));
+    stream.push(Body::Process(Box::new(seed)));
     let stage = Actor { pid: 222, start: 22, cgroup: APP.cgroup, ..Actor::host(0, 0) };
     let runc = testing::exec_in(stage, SHELL, "/usr/sbin/runc", &["runc", "init"], HOST, 222, "");
     stream.kernel_late(runc, SECOND / 10);

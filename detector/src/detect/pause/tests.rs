@@ -31,7 +31,7 @@ impl Node {
     fn with(policy: Policy, info: impl FnOnce(ContainerInfo) -> ContainerInfo) -> Self {
         let mut stream = Stream::new();
         let Body::Start(start) = testing::start() else { unreachable!() };
-        stream.push(Body::Start(Start { policy, ..start }));
+        stream.push(Body::Start(Box::new(Start { policy, ..*start })));
         let runtime = Actor { cgroup: SANDBOX, ..Actor::host(300, 100) };
         let pause = Actor { pid: 301, mnt_ns: INSIDE[0], pid_ns: INSIDE[1], ..runtime };
         stream.kernel(testing::cgroup(Actor::host(50, 10), SANDBOX, "/kubepods/pod1/sandbox"));
@@ -52,12 +52,12 @@ impl Node {
     }
 
     fn hashed(&mut self, process: Actor, sha256: Option<&str>, size: u64) {
-        self.stream.push(Body::Executed(ExecutedFile {
+        self.stream.push(Body::Executed(Box::new(ExecutedFile {
             process: ProcessKey::from_ns(process.pid, process.start * SECOND),
             sha256: sha256.map(str::to_owned),
             size,
             unreadable: sha256.is_none().then(|| "larger than 16 MiB".to_owned()),
-        }));
+        })));
     }
 
     /// Alerts of this technique; others (an exec into a container) are others' concern.
@@ -202,7 +202,7 @@ fn a_pause_that_was_there_before_the_agent_is_watched_too() {
         inner_pid: 1,
         ..testing::seed(pause.pid, pause.start, 1, "/pause")
     };
-    node.stream.push(Body::Process(seed));
+    node.stream.push(Body::Process(Box::new(seed)));
     assert_eq!(node.told(), []);
     node.stream.kernel(testing::exec_in(pause, node.runtime, "/bin/sh", &["sh"], wire::Shared::default(), 1, ""));
     assert_eq!(node.told().len(), 1);
@@ -261,7 +261,7 @@ fn a_runtimes_steps_that_are_read_after_the_pause_was_found_running_are_silent()
     let Node { mut stream, runtime, pause } = Node::new(Policy::default());
     let mut seed = testing::seed(pause.pid, pause.start, 300, "/pause");
     (seed.cgroup_id, seed.mnt_ns, seed.pid_ns, seed.inner_pid) = (SANDBOX, INSIDE[0], INSIDE[1], 1);
-    stream.push(Body::Process(seed));
+    stream.push(Body::Process(Box::new(seed)));
     let again = testing::exec(runtime, Actor::host(50, 10), "/", &["runc", "init"]);
     stream.kernel_late(again, SECOND / 10);
     stream.kernel_late(testing::fork(runtime, pause), SECOND / 11);
@@ -315,12 +315,12 @@ fn an_image_that_came_with_a_known_index_is_known_without_the_runtimes_word() {
 }
 
 fn config(image: Option<&str>, before: Option<Option<&str>>) -> Body {
-    Body::PauseConfig(PauseConfig {
+    Body::PauseConfig(Box::new(PauseConfig {
         path: "/etc/containerd/config.toml".to_owned(),
         image: image.map(str::to_owned),
         before: before.map(|before| before.map(str::to_owned)),
         unreadable: None,
-    })
+    }))
 }
 
 #[test]

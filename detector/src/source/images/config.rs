@@ -145,12 +145,12 @@ impl Configs {
 }
 
 fn record(path: &str, state: &State, before: Option<Option<String>>) -> Body {
-    Body::PauseConfig(PauseConfig {
+    Body::PauseConfig(Box::new(PauseConfig {
         path: bounded(path),
         image: state.clone().unwrap_or(None),
         before,
         unreadable: state.clone().err(),
-    })
+    }))
 }
 
 impl Look {
@@ -261,7 +261,7 @@ mod tests {
                 View { root: self.dir.path().to_owned(), mountinfo: "/proc/self/mountinfo".into(), host: true, pids };
             let (bodies, _) = self.configs.look(&[view], runtimes, BootNs(self.now));
             let config = |body| match body {
-                Body::PauseConfig(config) => config,
+                Body::PauseConfig(config) => *config,
                 other => panic!("{other:?}"),
             };
             bodies.into_iter().map(config).collect()

@@ -18,7 +18,7 @@ use aya::{
     maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf},
     programs::{BtfTracePoint, Program, ProgramError, tp_btf::BtfTracePointLinkId},
 };
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use detector_common::{KernelOffsets, PROTECTED_MAX, SANDBOXES_MAX, WatchKey, setting};
 
 use crate::{
@@ -99,7 +99,12 @@ pub struct Kernel {
     /// By program.
     skipped_before: BTreeMap<&'static str, u64>,
     in_kernel: BTreeMap<InodeKey, u32>,
+    /// What records are copied into, one behind the other.
+    copies: BytesMut,
 }
+
+/// How many bytes are set aside at once for copies of records.
+const COPIES: usize = 64 << 10;
 
 /// A raw record and its time, for ordering across the rings.
 pub struct Raw {
@@ -182,6 +187,7 @@ impl Kernel {
             lost_before: BTreeMap::new(),
             skipped_before: BTreeMap::new(),
             in_kernel: BTreeMap::new(),
+            copies: BytesMut::new(),
             ebpf,
         })
     }
@@ -210,7 +216,11 @@ impl Kernel {
     pub fn drain(&mut self, out: &mut Vec<Raw>) {
         for (ring, alerting) in [(&mut self.alerting, true), (&mut self.context, false)] {
             while let Some(item) = ring.next() {
-                let bytes = Bytes::copy_from_slice(&item);
+                if self.copies.capacity() < item.len() {
+                    self.copies = BytesMut::with_capacity(COPIES.max(item.len()));
+                }
+                self.copies.extend_from_slice(&item);
+                let bytes = self.copies.split().freeze();
                 // A record without a header cannot be ours; the decoder will say so, in its place.
                 let time_ns = decode::header(&bytes).map_or(0, |header| header.time_ns);
                 out.push(Raw { time_ns, bytes, alerting });
