@@ -129,6 +129,9 @@ pub struct ProcessSeed {
     /// Clock ticks since boot, field 22 of `/proc/<pid>/stat`.
     pub start: u64,
     pub parent_pid: u32,
+    /// Where that is known: the parent's start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent_start: Option<u64>,
     pub exe: String,
     pub argv: Vec<String>,
     pub argv_truncated: bool,
@@ -144,6 +147,9 @@ pub struct ProcessSeed {
     /// Its pid in its own pid namespace.
     #[serde(default)]
     pub inner_pid: u32,
+    /// It has ended, and others descend from it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exited: Option<BootNs>,
 }
 
 /// Namespaces of a process that several containers of a pod share, by their inode numbers; 0 for one that could not be read.

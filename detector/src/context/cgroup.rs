@@ -27,6 +27,11 @@ impl Cgroups {
         }
     }
 
+    /// All of them, oldest first.
+    pub fn iter(&self) -> impl Iterator<Item = (u64, &str)> {
+        self.order.iter().filter_map(|id| Some((*id, self.path(*id)?)))
+    }
+
     #[must_use]
     pub fn path(&self, id: u64) -> Option<&str> {
         self.paths.get(&id).map(String::as_str)

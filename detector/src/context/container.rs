@@ -165,6 +165,11 @@ impl Containers {
         self.by_id.is_empty()
     }
 
+    /// All of them, ended ones that are still remembered included.
+    pub fn iter(&self) -> impl Iterator<Item = &Container> {
+        self.by_id.values()
+    }
+
     #[must_use]
     pub fn get(&self, id: &str) -> Option<&Container> {
         self.by_id.get(id)

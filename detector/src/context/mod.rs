@@ -4,6 +4,7 @@ pub mod cgroup;
 pub mod container;
 pub mod image;
 pub mod process;
+pub mod standing;
 
 use crate::{
     alert::{Ancestor, Origin, Process},

@@ -1,11 +1,12 @@
 //! The process table: who is who, and who made whom. Bounded, and right across pid reuse.
 
 use std::{
-    collections::{BTreeMap, HashSet, VecDeque},
+    collections::{HashSet, VecDeque},
     sync::Arc,
 };
 
 use detector_common as wire;
+use rustc_hash::FxHashMap;
 
 use crate::{
     argv::Argv,
@@ -13,8 +14,8 @@ use crate::{
     record::{BootNs, ProcessKey, ProcessSeed},
 };
 
-/// Most processes remembered, exited ones included.
-const MAX: usize = 32_768;
+/// Most processes remembered, exited ones included: what a hash table of 32,768 buckets takes before it doubles.
+const MAX: usize = 28_000;
 /// How long an exited process without living descendants is remembered, in ns: a short-lived writer is still named.
 const RETAIN_NS: u64 = 30_000_000_000;
 /// Most steps of a lineage.
@@ -47,10 +48,21 @@ pub struct Program {
     pub tty: Option<Box<str>>,
 }
 
+impl ProcessState {
+    /// Whether others in the table descend from it.
+    #[must_use]
+    pub fn is_parent(&self) -> bool {
+        self.children > 0
+    }
+}
+
 /// All processes.
 #[derive(Debug, Default)]
 pub struct Processes {
-    table: BTreeMap<ProcessKey, ProcessState>,
+    /// Asked several times for each event, so not an ordered map.
+    table: FxHashMap<ProcessKey, ProcessState>,
+    /// The start of the last process with each pid.
+    starts: FxHashMap<u32, u64>,
     /// Exited processes in the order of their end.
     exited: VecDeque<ProcessKey>,
     /// What they run, each kept once.
@@ -68,10 +80,12 @@ impl Processes {
     /// The process that has, or had last, this pid.
     #[must_use]
     pub fn latest(&self, pid: u32) -> Option<ProcessKey> {
-        self.table
-            .range(ProcessKey { pid, start: 0 }..=ProcessKey { pid, start: u64::MAX })
-            .next_back()
-            .map(|(key, _)| *key)
+        self.starts.get(&pid).map(|start| ProcessKey { pid, start: *start })
+    }
+
+    /// All of them, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (ProcessKey, &ProcessState)> {
+        self.table.iter().map(|(key, process)| (*key, process))
     }
 
     /// How many processes there are.
@@ -105,15 +119,11 @@ impl Processes {
         if self.table.contains_key(&key) {
             return;
         }
-        // `/proc` gives a parent's pid only: of those that had it, the last that began no later than the child.
-        let parent = self
-            .table
-            .range(
-                ProcessKey { pid: seed.parent_pid, start: 0 }..=ProcessKey { pid: seed.parent_pid, start: seed.start },
-            )
-            .next_back()
-            .map(|(key, _)| *key)
-            .filter(|parent| *parent != key);
+        let parent = match seed.parent_start {
+            Some(start) => Some(ProcessKey { pid: seed.parent_pid, start }),
+            // `/proc` gives a parent's pid only: it cannot be one that began later than the child.
+            None => self.latest(seed.parent_pid).filter(|parent| *parent != key && parent.start <= key.start),
+        };
         let state = ProcessState {
             parent,
             program: self.program(Program {
@@ -127,10 +137,13 @@ impl Processes {
             cgroup: seed.cgroup_id,
             mnt_ns: seed.mnt_ns,
             pid_ns: seed.pid_ns,
-            exited: None,
+            exited: seed.exited,
             children: 0,
         };
         self.insert(key, state);
+        if seed.exited.is_some() {
+            self.exited.push_back(key);
+        }
     }
 
     /// Learns from a kernel event.
@@ -234,6 +247,8 @@ impl Processes {
             parent.children = parent.children.saturating_add(1);
         }
         self.table.insert(key, state);
+        let last = self.starts.entry(key.pid).or_default();
+        *last = key.start.max(*last);
         while self.table.len() > MAX && self.evict() {
             self.dropped += 1;
         }
@@ -289,6 +304,9 @@ impl Processes {
 
     fn remove(&mut self, key: ProcessKey) {
         let Some(removed) = self.table.remove(&key) else { return };
+        if self.starts.get(&key.pid) == Some(&key.start) {
+            self.starts.remove(&key.pid);
+        }
         if let Some(parent) = removed.parent.and_then(|parent| self.table.get_mut(&parent)) {
             parent.children = parent.children.saturating_sub(1);
         }

@@ -104,6 +104,7 @@ fn read_process(found: &Process, cgroups: &BTreeMap<&str, u64>) -> Option<Proces
         pid: u32::try_from(stat.pid).ok()?,
         start: stat.starttime,
         parent_pid: u32::try_from(stat.ppid).unwrap_or(0),
+        parent_start: None,
         // Kernel threads have no executable.
         exe: exe.unwrap_or_else(|_| format!("[{}]", stat.comm)),
         argv,
@@ -116,6 +117,7 @@ fn read_process(found: &Process, cgroups: &BTreeMap<&str, u64>) -> Option<Proces
         pid_ns: namespace(&root.join("pid")),
         shared: shared_namespaces(|which| namespace(&root.join(which))),
         inner_pid: inner_pid(found.pid()),
+        exited: None,
     })
 }
 

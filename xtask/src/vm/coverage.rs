@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt::Write as _};
 use super::Outcome;
 
 /// What the cases of each number do.
-const CASES: [(u64, &str); 26] = [
+const CASES: [(u64, &str); 27] = [
     (1, "`open(O_CREAT)` and `write`"),
     (2, "`creat`"),
     (3, "`openat2`"),
@@ -32,6 +32,7 @@ const CASES: [(u64, &str); 26] = [
     (24, "several of these under a flood of file events"),
     (25, "besides: kubelet's memory, and the agent's, opened for writing"),
     (26, "besides: a container entered past its runtime, by any namespace or by its cgroup (`examples/entries.rs`)"),
+    (27, "besides: a pause process that runs a program (`detector drill malicious-pause-container`)"),
 ];
 
 /// The page.
@@ -40,7 +41,7 @@ pub fn page(outcomes: &[Outcome]) -> String {
         Every way of changing a node's static pods that we know, done for real beside the agent, on Debian's kernels in\n\
         virtual machines and by each way to attach. Written by `cargo xtask vm --all --coverage docs/coverage.md`; the acts are\n\
         `detector/examples/act.rs`, the suite `detector/examples/evasion.rs`.\n\n\
-        **detected**: an alert that names the process that did it. **unattributed**: an alert that names nobody. **missed**: no\n\
+        **detected**: an alert that names the process that did it, **told** in case 27. **unattributed**: an alert that names nobody. **missed**: no\n\
         alert. **refused**: under `--deny static-pod`, with an alert. **no such call**: this architecture never had it. **-**: no\n\
         hook, or not tried. A case with several variants shows the worst. All of it on ext4, and once more on tmpfs by the best\n\
         backend there is.\n\n"
@@ -84,7 +85,7 @@ fn table(page: &mut String, outcome: &Outcome) {
 fn rank(result: &str) -> u32 {
     match result {
         "no such call" => 0,
-        "detected" | "refused" => 0,
+        "detected" | "refused" | "told" => 0,
         "silent" => 1,
         "unattributed" => 2,
         "misattributed" => 3,
