@@ -1,12 +1,9 @@
 //! The process table: who is who, and who made whom. Bounded, and right across pid reuse.
 
-use std::{
-    collections::{HashSet, VecDeque},
-    sync::Arc,
-};
+use std::{collections::VecDeque, sync::Arc};
 
 use detector_common as wire;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
     argv::Argv,
@@ -63,10 +60,10 @@ pub struct Processes {
     table: FxHashMap<ProcessKey, ProcessState>,
     /// The start of the last process with each pid.
     starts: FxHashMap<u32, u64>,
-    /// Exited processes in the order of their end.
-    exited: VecDeque<ProcessKey>,
+    /// Exited processes in the order of their end, or of the last look at them.
+    exited: VecDeque<(ProcessKey, BootNs)>,
     /// What they run, each kept once.
-    programs: HashSet<Arc<Program>>,
+    programs: FxHashSet<Arc<Program>>,
     /// Processes that the bound dropped before their time.
     dropped: u64,
 }
@@ -141,8 +138,8 @@ impl Processes {
             children: 0,
         };
         self.insert(key, state);
-        if seed.exited.is_some() {
-            self.exited.push_back(key);
+        if let Some(end) = seed.exited {
+            self.exited.push_back((key, end));
         }
     }
 
@@ -158,7 +155,7 @@ impl Processes {
                     && process.exited.is_none()
                 {
                     process.exited = Some(time);
-                    self.exited.push_back(actor);
+                    self.exited.push_back((actor, time));
                 }
             }
             Event::CgroupMove(moved) => {
@@ -204,7 +201,7 @@ impl Processes {
         }
         let Some(like) = self.table.get(&actor) else { return };
         let state = ProcessState {
-            parent: Some(if self.table.contains_key(&parent) { parent } else { actor }),
+            parent: Some(if parent == actor || self.table.contains_key(&parent) { parent } else { actor }),
             exited: None,
             children: 0,
             ..like.clone()
@@ -259,12 +256,12 @@ impl Processes {
         /// Exited processes with descendants that are passed over: their lineage is worth more.
         const PASSED_OVER: usize = 8;
         let mut passed_over = 0;
-        while let Some(key) = self.exited.pop_front() {
+        while let Some((key, end)) = self.exited.pop_front() {
             match self.table.get(&key) {
                 None => continue,
                 Some(process) if process.children > 0 && passed_over < PASSED_OVER => {
                     passed_over += 1;
-                    self.exited.push_back(key);
+                    self.exited.push_back((key, end));
                 }
                 Some(_) => {
                     self.remove(key);
@@ -282,24 +279,18 @@ impl Processes {
 
     /// Drops exited processes that nothing descends from any more, once they have been remembered long enough.
     fn forget(&mut self, now: BootNs) {
-        let mut kept = VecDeque::new();
-        while let Some(key) = self.exited.front().copied() {
-            let Some(process) = self.table.get(&key) else {
-                self.exited.pop_front();
-                continue;
-            };
-            if process.exited.is_none_or(|end| now.0.saturating_sub(end.0) < RETAIN_NS) || !kept.is_empty() {
-                break;
+        while let Some((key, end)) = self.exited.front().copied() {
+            if now.0.saturating_sub(end.0) < RETAIN_NS {
+                return;
             }
             self.exited.pop_front();
-            if process.children > 0 {
-                // Looked at again when it comes up next.
-                kept.push_back(key);
-            } else {
-                self.remove(key);
+            match self.table.get(&key) {
+                // Looked at again in a while.
+                Some(process) if process.children > 0 => self.exited.push_back((key, now)),
+                Some(_) => self.remove(key),
+                None => {}
             }
         }
-        self.exited.extend(kept);
     }
 
     fn remove(&mut self, key: ProcessKey) {

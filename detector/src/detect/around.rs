@@ -34,7 +34,9 @@ impl Detector for Around {
         if let Body::Watched(watched) = &record.body {
             self.watched = watched.clone();
         }
-        let Some(event) = event else { return Vec::new() };
+        let Some(event) = event.filter(|event| matches!(event, Event::Open(_) | Event::Ptrace(_))) else {
+            return Vec::new();
+        };
         let header = event.header();
         let actor = ProcessKey::from_ns(header.tgid, header.start_ns);
         let exe = context.processes.get(actor).map_or_else(String::new, |process| escape_to(&process.program.exe, 128));
