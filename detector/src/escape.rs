@@ -13,7 +13,7 @@ pub fn escape(text: &str) -> String {
             '\t' => out.push_str("\\t"),
             '\r' => out.push_str("\\r"),
             '\\' => out.push_str("\\\\"),
-            c if c.is_control() || invisible(c) => {
+            c if is_hidden(c) => {
                 // Writing to a string cannot fail.
                 let _ = write!(out, "\\u{{{:x}}}", u32::from(c));
             }
@@ -33,9 +33,11 @@ pub fn escape_to(text: &str, max: usize) -> String {
     }
 }
 
-/// Format characters that change how others look: Unicode's Cf where it misleads.
-fn invisible(c: char) -> bool {
-    matches!(c,
+/// Whether a character does not show itself, or changes how others look: control characters, and Unicode's Cf where it misleads.
+#[must_use]
+pub fn is_hidden(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
         '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
         | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }

@@ -15,6 +15,7 @@ pub mod manifest;
 mod memory;
 pub mod pipeline;
 pub mod record;
+pub mod report;
 pub mod run;
 pub mod sink;
 pub mod source;

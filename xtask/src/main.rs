@@ -57,7 +57,7 @@ enum Task {
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
-        Task::Setup => setup::setup(&[setup::Need::Containerd]),
+        Task::Setup => setup::setup(&[setup::Need::Containerd, setup::Need::Chromium]),
         Task::Run { args } => run(&args),
         Task::Test => test::test(),
         Task::Bench(options) => bench::bench(&options),

@@ -21,6 +21,8 @@ pub enum Need {
     Btf,
     /// containerd and runc: tests run a real one, in a directory of its own.
     Containerd,
+    /// A browser: a test renders reports in it.
+    Chromium,
 }
 
 /// Installs what is missing, and says so; names everything that stands in the way at once.
@@ -47,6 +49,9 @@ pub fn setup(needs: &[Need]) -> anyhow::Result<()> {
     if needs.contains(&Need::Containerd) {
         containerd()?;
     }
+    if needs.contains(&Need::Chromium) {
+        chromium()?;
+    }
     linker()?;
     core_source()
 }
@@ -58,6 +63,16 @@ fn containerd() -> anyhow::Result<()> {
     say("installing containerd and runc (tests run a real one)");
     apt_install(&["containerd", "runc"])
         .context("no containerd (with a network, type: apt-get install --no-install-recommends containerd runc)")
+}
+
+fn chromium() -> anyhow::Result<()> {
+    if found("chromium") {
+        return Ok(());
+    }
+    say("installing chromium (a test renders reports in it)");
+    apt_install(&["chromium", "fonts-dejavu-core"]).context(
+        "no chromium (with a network, type: apt-get install --no-install-recommends chromium fonts-dejavu-core)",
+    )
 }
 
 /// rustc links with a C compiler's driver.
