@@ -15,6 +15,8 @@ use crate::{
 const MOST: usize = 64;
 /// Longest text of a table, in bytes.
 const SHORT: usize = 512;
+/// Longest name of a node: as long as a host's may be.
+const NODE_MAX: usize = 253;
 
 /// Losses of one hook.
 #[derive(Debug)]
@@ -132,7 +134,7 @@ impl Coverage {
             hook.reason = hook.reason.as_deref().map(|reason| cut(reason, TEXT_MAX));
         }
         let start = Start {
-            node: cut(&start.node, SHORT),
+            node: cut(&start.node, NODE_MAX),
             kernel: cut(&start.kernel, SHORT),
             agent_version: cut(&start.agent_version, SHORT),
             boot_time_ns: start.boot_time_ns,

@@ -18,6 +18,8 @@ use crate::{
 
 /// Most recent records of which is known who made them, and when.
 const RECENT_MAX: usize = 65_536;
+/// Most bytes of a pod's name in a heading; the whole stands below.
+const HEADING_MAX: usize = 160;
 /// Most recent changes of manifests whose text is kept, and their bytes.
 const CHANGES_MAX: usize = 256;
 const CHANGES_BYTES: usize = 4 << 20;
@@ -189,7 +191,7 @@ impl Finding {
     pub fn whose(&self) -> String {
         let Alert { pod, container, process, .. } = &self.alert;
         match (pod, container, process) {
-            (Some(pod), _, _) => format!("pod {}/{}", pod.namespace, pod.name),
+            (Some(pod), _, _) => text::cut(&format!("pod {}/{}", pod.namespace, pod.name), HEADING_MAX),
             (None, Some(container), _) => format!("container {}", container.id.chars().take(12).collect::<String>()),
             (None, None, Some(_)) => format!("from {}", self.origin().split(':').next().unwrap_or_default()),
             (None, None, None) => String::new(),
