@@ -34,6 +34,7 @@
     apply();
   }
 
+  // Where a link leads into a closed finding, newer browsers open it by themselves.
   const reveal = () => {
     const details = document.getElementById(location.hash.slice(1))?.closest("details");
     if (details) {
