@@ -132,12 +132,12 @@ pub fn attack(word: &str) -> Stream {
         pinned: false,
     })));
     let config = |image: &str, before| {
-        Body::PauseConfig(PauseConfig {
+        Body::PauseConfig(Box::new(PauseConfig {
             path: format!("/etc/containerd/config.toml{word}"),
             image: Some(image.to_owned()),
             before,
             unreadable: None,
-        })
+        }))
     };
     let old = "registry.k8s.io/pause:3.10".to_owned();
     stream.push(config(&old, None));
@@ -151,7 +151,7 @@ pub fn attack(word: &str) -> Stream {
 
     // And a ring was full for a while.
     let hook = format!("syscall{word}");
-    stream.push(Body::Loss(Loss { hook, cpu: Some(1), lost: 17, skipped: false, alerting: true }));
+    stream.push(Body::Loss(Box::new(Loss { hook, cpu: Some(1), lost: 17, skipped: false, alerting: true })));
     stream.wait(280 * SECOND);
     stream.push(Body::Tick);
     stream
@@ -193,7 +193,7 @@ pub fn node(word: &str) -> Stream {
         verified: Some(1200),
         required,
     };
-    stream.records[0].body = Body::Start(Start {
+    stream.records[0].body = Body::Start(Box::new(Start {
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         node: format!("worker-7{word}"),
         kernel: "6.12.48+deb13-amd64".to_owned(),
@@ -207,11 +207,11 @@ pub fn node(word: &str) -> Stream {
             hook("mount", Some("fentry"), true),
             hook("inode-change-set", None, false),
         ],
-        ..start
-    });
+        ..*start
+    }));
     let seed = |pid, start, parent, exe: &str, argv: &[&str]| {
         let argv = argv.iter().map(|arg| (*arg).to_owned()).collect();
-        Body::Process(ProcessSeed { argv, ..testing::seed(pid, start, parent, exe) })
+        Body::Process(Box::new(ProcessSeed { argv, ..testing::seed(pid, start, parent, exe) }))
     };
     stream.push(seed(612, 6, 1, "/usr/bin/containerd", &["containerd"]));
     let shim = ["containerd-shim-runc-v2", "-namespace", "k8s.io", "-id", "sandbox"];

@@ -167,7 +167,7 @@ fn a_recording_without_findings_says_so_and_what_that_is_worth() {
     assert!(!quiet.contains("no proof"));
     let mut stream = story::node("");
     let loss = Loss { hook: "fork".to_owned(), cpu: None, lost: 3, skipped: true, alerting: false };
-    stream.push(Body::Loss(loss));
+    stream.push(Body::Loss(Box::new(loss)));
     let (mut report, _) = report(&stream);
     report.findings.clear();
     let lossy = finish(report);
@@ -181,8 +181,20 @@ fn a_recording_without_findings_says_so_and_what_that_is_worth() {
 #[test]
 fn what_the_recording_lacks_is_told_one_by_one() {
     let mut stream = story::node("");
-    stream.push(Body::Loss(Loss { hook: "syscall".to_owned(), cpu: Some(0), lost: 5, skipped: false, alerting: true }));
-    stream.push(Body::Loss(Loss { hook: "syscall".to_owned(), cpu: Some(1), lost: 6, skipped: false, alerting: true }));
+    stream.push(Body::Loss(Box::new(Loss {
+        hook: "syscall".to_owned(),
+        cpu: Some(0),
+        lost: 5,
+        skipped: false,
+        alerting: true,
+    })));
+    stream.push(Body::Loss(Box::new(Loss {
+        hook: "syscall".to_owned(),
+        cpu: Some(1),
+        lost: 6,
+        skipped: false,
+        alerting: true,
+    })));
     stream.kernel(bytes::Bytes::from_static(b"nonsense"));
     for _ in 0..10 {
         stream.push(Body::Tick);
@@ -247,7 +259,7 @@ fn texts_of_any_length_leave_the_memory_and_the_page_bounded() {
     let actor = Actor::host(900, 50);
     let argv = vec![huge.clone(); 2];
     let seed = ProcessSeed { argv, ..testing::seed(900, 50, 50, &long) };
-    stream.push(Body::Process(seed));
+    stream.push(Body::Process(Box::new(seed)));
     let mut alert = story::attack("").alerts().remove(0);
     let (mut report, mut pipeline) = report(&stream);
     let record = Record { seq: 100, time: stream.now(), body: Body::Kernel { raw: testing::exit(actor) } };
