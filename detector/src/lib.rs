@@ -11,6 +11,8 @@ pub mod detect;
 pub mod doctor;
 pub mod drill;
 pub mod escape;
+#[cfg(feature = "export")]
+pub mod export;
 pub mod manifest;
 mod memory;
 pub mod pipeline;

@@ -44,6 +44,6 @@ pub trait Detector {
 }
 
 /// The last component of a path.
-fn base(path: &str) -> &str {
+pub(crate) fn base(path: &str) -> &str {
     path.rsplit_once('/').map_or(path, |(_, base)| base)
 }
