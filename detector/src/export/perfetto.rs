@@ -199,7 +199,7 @@ impl<W: Write> Perfetto<W> {
             arg("blocked", Value::Bool(alert.blocked)),
             arg("sequence", Value::Uint(alert.trace.sequence)),
         ];
-        args.extend(alert.reasons.iter().map(|reason| text("reason", reason)));
+        args.push(list("reasons", alert.reasons.iter()));
         if let Some(pod) = &alert.pod {
             args.push(text("pod", &format!("{}/{}", pod.namespace, pod.name)));
         }
@@ -213,7 +213,7 @@ impl<W: Write> Perfetto<W> {
             args.push(text("process", &process.exe));
             args.push(arg("pid", Value::Uint(process.pid.into())));
         }
-        args.extend(alert.evidence.iter().map(|evidence| text("evidence", &evidence.detail)));
+        args.push(list("evidence", alert.evidence.iter().map(|evidence| &evidence.detail)));
         // An alert's time is when the act happened.
         let boot = seen.context.start.boot_time_ns;
         let since_boot = |time: jiff::Timestamp| u64::try_from(time.as_nanosecond() - i128::from(boot)).ok();
@@ -325,7 +325,12 @@ fn args(row: &Row<'_>) -> Vec<DebugAnnotation> {
 }
 
 fn arg(name: &str, value: Value) -> DebugAnnotation {
-    DebugAnnotation { value: Some(value), name: name.to_owned() }
+    DebugAnnotation { value: Some(value), name: name.to_owned(), array_values: Vec::new() }
+}
+
+fn list<'a>(name: &str, values: impl Iterator<Item = &'a String>) -> DebugAnnotation {
+    let array_values = values.map(|value| arg("", Value::String(value.clone()))).collect();
+    DebugAnnotation { value: None, name: name.to_owned(), array_values }
 }
 
 fn severity(alert: &Alert) -> &'static str {

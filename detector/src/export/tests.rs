@@ -186,6 +186,16 @@ fn csv_and_parquet_say_the_same() {
 }
 
 #[test]
+fn the_documentation_has_each_column() {
+    let page = include_str!("../../../docs/queries.md");
+    for column in COLUMNS {
+        let (name, says) = (column.name, column.says);
+        let line = page.lines().find(|line| line.starts_with(&format!("| `{name}` |")));
+        assert!(line.is_some_and(|line| line.ends_with(&format!("| {says} |"))), "{name}: {says}");
+    }
+}
+
+#[test]
 fn a_row_says_who_did_it_and_in_which_pod() {
     let table = csv_table(&every_kind().records);
     let open = table.iter().find(|row| row["kind"] == "open").unwrap();
@@ -250,8 +260,8 @@ fn no_cell_of_text_is_a_formula_and_its_text_can_be_had_back() {
     for row in reader.records() {
         for (column, cell) in COLUMNS.iter().zip(&row.unwrap()) {
             assert!(!cell.starts_with(['=', '+', '-', '@', '\t', '\r', '\n']), "{}: {cell:?}", column.name);
-            if cell.starts_with('\'') {
-                escaped.insert(cell[1..].to_owned());
+            if let Some(exact) = cell.strip_prefix('\'') {
+                escaped.insert(exact.to_owned());
             }
         }
     }

@@ -95,6 +95,8 @@ pub struct DebugAnnotation {
     pub value: Option<Value>,
     #[prost(string, tag = "10")]
     pub name: String,
+    #[prost(message, repeated, tag = "12")]
+    pub array_values: Vec<DebugAnnotation>,
 }
 
 #[derive(Clone, PartialEq, prost::Oneof)]

@@ -131,6 +131,8 @@ fn an_alert_is_on_its_process_and_on_the_track_of_alerts_when_the_act_was() {
     let at: Vec<_> = shown.iter().map(|(time, event)| (*time, event.track_uuid, event.r#type)).collect();
     assert_eq!(at, [(act.0, ALERTS, INSTANT), (act.0, tracks(&trace, 60)[0], INSTANT)]);
     assert_eq!(shown[0].1.categories, ["static-pod"]);
+    let evidence = shown[0].1.debug_annotations.iter().find(|arg| arg.name == "evidence").unwrap();
+    assert_eq!(evidence.array_values.len(), alert.evidence.len());
     let (_, open) = named(&trace, "openat /manifests/web.yaml")[0];
     assert_eq!(open.track_uuid, tracks(&trace, 60)[0]);
 }
