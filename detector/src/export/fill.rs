@@ -263,18 +263,18 @@ fn process<'a>(row: &mut Row<'a>, key: ProcessKey, context: &'a Context) {
         container(row, info);
     }
     let Some(state) = context.processes.get(key) else { return };
-    row.exe = text(&state.exe);
-    row.argv = json_text(&state.argv[..]);
+    row.exe = text(&state.program.exe);
+    row.argv = json_text(&state.program.argv.to_vec());
     row.uid = Some(state.uid);
     row.login_uid = state.login_uid;
-    row.tty = state.tty.as_deref().and_then(text);
+    row.tty = state.program.tty.as_deref().and_then(text);
     row.cgroup_id = Some(state.cgroup);
     row.cgroup = context.cgroups.path(state.cgroup).map(Cow::Borrowed);
     row.mnt_ns = Some(state.mnt_ns);
     row.pid_ns = Some(state.pid_ns);
     if let Some(parent) = state.parent {
         (row.parent_pid, row.parent_start) = (Some(parent.pid), Some(parent.start));
-        row.parent_exe = context.processes.get(parent).and_then(|parent| text(&parent.exe));
+        row.parent_exe = context.processes.get(parent).and_then(|parent| text(&parent.program.exe));
     }
 }
 

@@ -13,7 +13,7 @@ use std::{
 
 use crate::{
     alert::Alert,
-    context::Context,
+    context::{Context, process::Program},
     decode::Event,
     detect::base,
     export::{
@@ -57,8 +57,7 @@ struct Track {
     /// A program's slice is open.
     runs: bool,
     /// What it ran last, which it is called by: told late, since Perfetto keeps the first name that it is told.
-    exe: Arc<str>,
-    argv: Arc<[String]>,
+    program: Arc<Program>,
     named: bool,
 }
 
@@ -130,9 +129,8 @@ impl<W: Write> Perfetto<W> {
         }
         self.last_uuid += 1;
         let uuid = self.last_uuid;
-        let (exe, argv) =
-            seen.context.processes.get(key).map(|state| (state.exe.clone(), state.argv.clone())).unwrap_or_default();
-        self.tracks.insert(key, Track { uuid, last: now, runs: false, exe, argv, named: false });
+        let program = seen.context.processes.get(key).map(|state| Arc::clone(&state.program)).unwrap_or_default();
+        self.tracks.insert(key, Track { uuid, last: now, runs: false, program, named: false });
         self.describe(TrackDescriptor { uuid, name: String::new(), process: Some(descriptor(key)) })?;
         let args =
             vec![arg("start", Value::Uint(key.start)), arg("node", Value::String(seen.context.start.node.clone()))];
@@ -143,7 +141,7 @@ impl<W: Write> Perfetto<W> {
     fn name(&mut self, key: ProcessKey) -> Result<(), ExportError> {
         let Some(track) = self.tracks.get_mut(&key).filter(|track| !track.named) else { return Ok(()) };
         track.named = true;
-        let (cmdline, process_name) = (track.argv.to_vec(), base(&track.exe).to_owned());
+        let (cmdline, process_name) = (track.program.argv.to_vec(), base(&track.program.exe).to_owned());
         let process = Some(ProcessDescriptor { cmdline, process_name, ..descriptor(key) });
         let uuid = track.uuid;
         self.describe(TrackDescriptor { uuid, name: String::new(), process })
@@ -162,7 +160,7 @@ impl<W: Write> Perfetto<W> {
     fn runs(&mut self, key: ProcessKey, seen: &Seen<'_>) -> Result<(), ExportError> {
         let (uuid, now) = self.track(key, seen)?;
         if let (Some(track), Some(state)) = (self.tracks.get_mut(&key), seen.context.processes.get(key)) {
-            (track.exe, track.argv) = (state.exe.clone(), state.argv.clone());
+            track.program = Arc::clone(&state.program);
         }
         if self.tracks.get_mut(&key).is_some_and(|track| std::mem::replace(&mut track.runs, true)) {
             self.event(now, slice(uuid, END, None, "", Vec::new()))?;

@@ -33,7 +33,7 @@ pub fn every_kind() -> Stream {
     let (shell, actor, inside) = (Actor::host(50, 10), Actor::host(61, 91), inside());
     let login =
         ProcessSeed { login_uid: Some(1000), tty: Some("pts1".to_owned()), ..testing::seed(51, 11, 50, "/bin/su") };
-    stream.push(Body::Process(login));
+    stream.push(Body::Process(Box::new(login)));
     stream.push(Body::Cgroup { id: 1, path: "/init.scope".to_owned() });
     stream.kernel(testing::cgroup(shell, 9, "/kubepods/podx/web"));
     stream.push(Body::Container(Box::new(testing::container("web", 9, ContainerRole::Member, "web"))));
@@ -72,9 +72,20 @@ pub fn every_kind() -> Stream {
     stream.push(Body::Image(Box::new(ImageArrival { digest: "sha256:00".to_owned(), ..ImageArrival::default() })));
     stream.push(Body::ImageNames(Box::new(ImageNames { tags: vec![HOSTILE.to_owned()], ..ImageNames::default() })));
     let process = ProcessKey { pid: 60, start: 9000 };
-    stream.push(Body::Executed(ExecutedFile { process, sha256: Some("ab".repeat(32)), size: 1, unreadable: None }));
-    stream.push(Body::PauseConfig(PauseConfig::default()));
-    stream.push(Body::Loss(Loss { hook: "exec".to_owned(), cpu: None, lost: 7, skipped: false, alerting: true }));
+    stream.push(Body::Executed(Box::new(ExecutedFile {
+        process,
+        sha256: Some("ab".repeat(32)),
+        size: 1,
+        unreadable: None,
+    })));
+    stream.push(Body::PauseConfig(Box::new(PauseConfig::default())));
+    stream.push(Body::Loss(Box::new(Loss {
+        hook: "exec".to_owned(),
+        cpu: None,
+        lost: 7,
+        skipped: false,
+        alerting: true,
+    })));
     stream.push(Body::Tick);
     stream.kernel(Bytes::from_static(b"\x01\0nonsense"));
     stream.kernel(testing::exit(inside));
