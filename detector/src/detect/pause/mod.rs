@@ -22,7 +22,7 @@ use crate::{
     record::{Body, BootNs, ContainerRole, ExecutedFile, ProcessKey, Record},
 };
 
-pub(crate) use signal::address;
+pub use signal::address;
 use signal::{Signal, What};
 
 /// How long after a finding about a sandbox nothing but worse is told of it, in ns.

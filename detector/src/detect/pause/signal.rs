@@ -82,7 +82,8 @@ fn kind_name(kind: u32) -> String {
 }
 
 /// A `struct sockaddr` as people write it. Ports and addresses are in network order.
-pub(crate) fn address(bytes: &[u8; wire::ADDRESS_MAX]) -> String {
+#[must_use]
+pub fn address(bytes: &[u8; wire::ADDRESS_MAX]) -> String {
     let [f0, f1, p0, p1, a, b, c, d, six @ ..] = bytes;
     let port = u16::from_be_bytes([*p0, *p1]);
     match u16::from_ne_bytes([*f0, *f1]) {
