@@ -12,6 +12,9 @@ use anyhow::{Context as _, bail};
 use serde_json::Value;
 
 use super::PATIENCE;
+
+/// How long an agent may take from one line that it says to the next: emulated machines are slow.
+const START: Duration = Duration::from_secs(30);
 use crate::cli::Source;
 
 /// What an alert said.
@@ -63,7 +66,7 @@ impl Agent {
         });
         let mut said = Vec::new();
         loop {
-            match is_ready.recv_timeout(PATIENCE) {
+            match is_ready.recv_timeout(START) {
                 Ok(line) if line.starts_with("ready:") => return Ok(Self { child, alerts }),
                 Ok(line) => said.push(line),
                 Err(_) => {

@@ -20,6 +20,9 @@ use nix::{
 
 use crate::source::{self, proc};
 
+/// From the making of the cgroup to the start of what runs in it.
+const CREATED: std::time::Duration = std::time::Duration::from_millis(100);
+
 /// A step of a drill.
 #[derive(Debug, Subcommand)]
 pub enum Step {
@@ -100,6 +103,8 @@ fn other(program: &Path, step: &str) -> Command {
 fn container(make: &Make) -> anyhow::Result<()> {
     anyhow::ensure!(make.bundle.ends_with(&make.id), "the bundle's directory is not called like the container");
     fs::create_dir_all(&make.cgroup).with_context(|| format!("making the cgroup {}", make.cgroup.display()))?;
+    // Runtimes make the cgroup when they create the container, and start it later.
+    std::thread::sleep(CREATED);
     fs::write(make.cgroup.join("cgroup.procs"), std::process::id().to_string()).context("joining the cgroup")?;
     unshare(
         CloneFlags::CLONE_NEWNS
