@@ -15,6 +15,7 @@ use crate::{
         kubelet::Discovery,
         live,
     },
+    trace::command::{self, TraceCommand},
 };
 
 const AFTER_HELP: &str = "\
@@ -42,6 +43,9 @@ enum Command {
     Doctor(Source),
     /// Perform a technique harmlessly, and say whether the alert came and how fast
     Drill(Drill),
+    /// Look into traces: what they cover, and their records
+    #[command(subcommand)]
+    Trace(TraceCommand),
     /// A step of a drill, performed by a process of its own
     #[command(hide = true, subcommand)]
     DrillStep(drill::container::Step),
@@ -159,6 +163,7 @@ pub fn main(started: Instant) -> ExitCode {
         Command::Run(run) => start(run, started),
         Command::Doctor(source) => doctor::doctor(&source.options()),
         Command::Drill(drill) => drill::drill(drill.technique, &drill.source),
+        Command::Trace(trace) => command::trace(&trace),
         Command::DrillStep(step) => drill::container::step(&step),
         Command::Floor { hooks } => floor(hooks.into()),
     };

@@ -24,4 +24,5 @@ pub mod source;
 pub mod syscalls;
 #[cfg(test)]
 mod testing;
+pub mod trace;
 mod yaml;

@@ -3,6 +3,7 @@
 //! A source does I/O and yields records; nothing behind a source reads a clock, a file, a socket or the environment.
 //! Time is the record's own, in nanoseconds of `CLOCK_BOOTTIME`; [`Start::boot_time_ns`] turns it into wall time.
 
+pub(crate) mod form;
 mod node;
 
 use std::fmt;
@@ -66,7 +67,10 @@ pub enum Body {
     /// A cgroup that was there before the agent.
     Cgroup { id: u64, path: String },
     /// A record as the kernel wrote it, undecoded: see [`crate::decode`].
-    Kernel { raw: Bytes },
+    Kernel {
+        #[serde(with = "form::hex")]
+        raw: Bytes,
+    },
     /// The set of watched manifest directories, now; sent at start and whenever it changes.
     Watched(Watched),
     /// What kubelet would read changed.
@@ -263,6 +267,7 @@ pub struct ManifestFile {
     /// Lower-case hex of the SHA-256 of the bytes read; `None` when nothing could be read.
     pub sha256: Option<String>,
     /// The content, at most [`MANIFEST_KEEP`] bytes of it.
+    #[serde(with = "form::text")]
     pub content: Bytes,
     /// The file is longer than what was read.
     pub truncated: bool,

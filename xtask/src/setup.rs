@@ -153,6 +153,30 @@ pub fn standard_library(target: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A C compiler for a target that programs are linked statically for (zstd is written in C), and how cargo is told of it.
+///
+/// What it compiles meets musl's library, and not that of the headers: so it must not use what only glibc has.
+///
+/// # Errors
+/// When there is none and it cannot be installed.
+pub fn static_compiler(target: &str) -> anyhow::Result<[(String, String); 2]> {
+    let host = target.starts_with(std::env::consts::ARCH);
+    let (compiler, package, headers) = if host {
+        ("gcc", "gcc", "libc6-dev")
+    } else {
+        ("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross")
+    };
+    anyhow::ensure!(host || target.starts_with("aarch64"), "no C compiler is known here for {target}");
+    if !found(compiler) {
+        say(&format!("installing {package} (zstd, for {target})"));
+        apt_install(&[package, headers])
+            .with_context(|| format!("no {compiler} (with a network, type: apt-get install {package} {headers})"))?;
+    }
+    let target = target.replace('-', "_");
+    let flags = "-U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=0 -fno-stack-protector";
+    Ok([(format!("CC_{target}"), compiler.to_owned()), (format!("CFLAGS_{target}"), flags.to_owned())])
+}
+
 /// Takes `library/` out of Debian's rust-src of exactly this version.
 fn debian_rust_src(version: &str, library: &Path) -> anyhow::Result<()> {
     let suites = ["trixie", "trixie-backports", "sid"];

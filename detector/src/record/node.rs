@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::ProcessKey;
+use super::{ProcessKey, form};
 
 /// Longest name, image reference, label key or value that a record keeps, in bytes.
 pub const TEXT_MAX: usize = 1024;
@@ -136,6 +136,12 @@ pub struct PauseConfig {
     /// What it names; `None` when it leaves the default.
     pub image: Option<String>,
     /// What it named before; `None` when it is seen for the first time.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "form::write_there",
+        deserialize_with = "form::there"
+    )]
     pub before: Option<Option<String>>,
     /// Why it could not be read, with the line where there is one.
     pub unreadable: Option<String>,

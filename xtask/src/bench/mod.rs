@@ -5,6 +5,7 @@
 pub mod agent;
 mod containers;
 pub mod loops;
+mod trace;
 
 use std::{
     collections::BTreeMap,
@@ -34,6 +35,9 @@ pub struct Options {
     /// Count instructions in a virtual machine instead: they repeat, and every backend is there
     #[arg(long, value_name = "SERIES", num_args = 0..=1, default_missing_value = "6.12")]
     vm: Option<String>,
+    /// Measure traces instead: bytes a record, and what writing and reading take
+    #[arg(long, conflicts_with = "vm")]
+    trace: bool,
     /// Fewer pairs and plants: a look, not a measurement
     #[arg(long)]
     quick: bool,
@@ -100,6 +104,9 @@ struct Storm {
 pub fn bench(options: &Options) -> anyhow::Result<()> {
     if let Some(series) = &options.vm {
         return crate::vm::bench(series, options.json.as_deref());
+    }
+    if options.trace {
+        return trace::bench(options.quick, options.json.as_deref());
     }
     let detector = crate::build()?;
     let dir = std::env::temp_dir().join(format!("detector-bench-{}", std::process::id()));

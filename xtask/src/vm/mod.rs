@@ -202,6 +202,7 @@ impl Outcome {
 fn initrd(arch: Arch, place: &Path) -> anyhow::Result<()> {
     setup::setup(&[])?;
     setup::standard_library(arch.target())?;
+    let compiler = setup::static_compiler(arch.target())?;
     eprintln!("==> building the static agent and the suite for {}", arch.name());
     let target = root().join("target/static");
     check(
@@ -219,7 +220,8 @@ fn initrd(arch: Arch, place: &Path) -> anyhow::Result<()> {
             ])
             .args(["--target", arch.target(), "--target-dir"])
             .arg(&target)
-            // Comes with rustc: another architecture needs no C compiler of its own.
+            .envs(compiler)
+            // Comes with rustc: another architecture needs no C linker of its own.
             .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER", "rust-lld")
             .env("RUSTFLAGS", "-C target-feature=+crt-static -C strip=symbols"),
     )?;
