@@ -322,7 +322,7 @@ impl Iterator for Node {
         let scale = 1 << self.random(6);
         self.now += 1_000 + self.random(self.gap * scale * 4 / 21);
         let body = if self.seq == 1 {
-            Body::Start(Start { node: "node".to_owned(), ..Start::default() })
+            Body::Start(Box::new(Start { node: "node".to_owned(), ..Start::default() }))
         } else if self.now >= self.next_tick {
             self.next_tick += 1_000_000_000;
             Body::Tick

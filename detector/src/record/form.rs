@@ -133,7 +133,7 @@ mod tests {
     #[test]
     fn seen_for_the_first_time_is_not_the_same_as_none_before() {
         for before in [None, Some(None), Some(Some("pause:3.9".to_owned()))] {
-            let body = Body::PauseConfig(PauseConfig { before, ..PauseConfig::default() });
+            let body = Body::PauseConfig(Box::new(PauseConfig { before, ..PauseConfig::default() }));
             assert_eq!(through_json(body.clone()).1, body);
             let record = Record { seq: 1, time: BootNs(2), body };
             assert_eq!(serde_json::from_value::<Record>(serde_json::to_value(&record).unwrap()).unwrap(), record);

@@ -56,7 +56,7 @@ impl Info {
             Item::Opening(record) => {
                 self.opening += 1;
                 if let (None, Body::Start(start)) = (&self.start, &record.body) {
-                    self.start = Some(Box::new(start.clone()));
+                    self.start = Some(start.clone());
                 }
             }
             Item::Record(record) => self.record(record),
@@ -79,7 +79,7 @@ impl Info {
         }
         let began = matches!(record.body, Body::Start(_));
         if let Body::Start(start) = &record.body {
-            self.start = Some(Box::new(start.clone()));
+            self.start = Some(start.clone());
             self.starts += 1;
         }
         let [first, last] = self.seqs.unwrap_or([record.seq, record.seq.wrapping_sub(1)]);

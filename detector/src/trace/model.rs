@@ -57,6 +57,8 @@ pub struct Tail {
 pub struct Given {
     pub time: u64,
     pub tgid: u32,
+    /// How recently the process did something; `None` when it is not among the recent ones.
+    pub rank: Option<u8>,
     /// Its tails; [`NONE`] where it has fewer.
     pub tails: [u32; 2],
     /// A fork's child.
@@ -69,7 +71,7 @@ pub struct Model {
     /// Places that are not as at the start of a block.
     used: Vec<usize>,
     last: usize,
-    /// Ids of processes, the most recent one first.
+    /// Ids of processes, the most recent one last.
     recent: Vec<u32>,
     pub symbols: Vec<Symbol>,
     pub masks: Vec<u64>,
@@ -123,11 +125,11 @@ impl Model {
 
     /// How recently a process did something; `None` when it is not among the recent ones.
     pub fn rank(&self, tgid: u32) -> Option<u8> {
-        self.recent.iter().position(|known| *known == tgid).and_then(|rank| u8::try_from(rank).ok())
+        self.recent.iter().rev().position(|known| *known == tgid).and_then(|rank| u8::try_from(rank).ok())
     }
 
     pub fn ranked(&self, rank: u8) -> Option<u32> {
-        self.recent.get(usize::from(rank)).copied()
+        self.recent.iter().rev().nth(rank.into()).copied()
     }
 
     /// The tail that is expected at this place of a record.
@@ -138,18 +140,20 @@ impl Model {
         }
     }
 
-    fn slot(&self, tgid: u32) -> Slot {
+    fn slot(&self, tgid: u32) -> &Slot {
         let slot = &self.slots[tgid as usize % SLOTS];
         // A process that the block has not had is likely to be like the one before.
-        if slot.tgid == tgid { *slot } else { Slot { tgid, ..self.slots[self.last] } }
+        if slot.tgid == tgid { slot } else { &self.slots[self.last] }
     }
 
-    fn remember(&mut self, slot: Slot) {
-        let place = slot.tgid as usize % SLOTS;
-        if self.slots[place].tgid != slot.tgid {
+    /// The place of a process, to be changed.
+    fn place(&mut self, tgid: u32, like: usize) -> &mut Slot {
+        let place = tgid as usize % SLOTS;
+        if self.slots[place].tgid != tgid {
             self.used.push(place);
+            self.slots[place] = Slot { tgid, ..self.slots[like] };
         }
-        self.slots[place] = slot;
+        &mut self.slots[place]
     }
 
     /// The record that is expected. `text` holds the tails.
@@ -177,7 +181,7 @@ impl Model {
                 words[fork::PARENT_START..fork::PARENT_TGID].copy_from_slice(&slot.header[..2]);
                 words[fork::PARENT_TGID] = given.tgid;
             }
-            EXEC => self.predict_exec(&mut words, &slot, given, text),
+            EXEC => self.predict_exec(&mut words, slot, given, text),
             _ => words[HEADER..].copy_from_slice(&symbol.body),
         }
         let mut len = symbol.layout.fixed;
@@ -234,34 +238,33 @@ impl Model {
         if let Some(first) = self.tails.get_mut(given.tails[0] as usize) {
             first.next = given.tails[1];
         }
-        self.touch(given.tgid);
+        self.touch(given);
         if kind == EXIT {
-            self.recent.remove(0);
+            self.recent.pop();
             return;
         }
-        let at = given.tgid as usize % SLOTS;
-        let mut slot = self.slot(given.tgid);
+        let like = std::mem::replace(&mut self.last, given.tgid as usize % SLOTS);
+        let slot = self.place(given.tgid, like);
         let spaces = [slot.header[header::MNT_NS - header::START], slot.header[header::PID_NS - header::START]];
         slot.header.copy_from_slice(&words[header::START..HEADER]);
         match kind {
             FORK => {
                 slot.header[header::MNT_NS - header::START] = spaces[0];
                 slot.header[header::PID_NS - header::START] = spaces[1];
-                self.remember(slot);
+                let mut made = *slot;
                 let child = words[fork::CHILD_TGID];
-                slot.tgid = child;
-                slot.header[..2].copy_from_slice(&words[fork::CHILD_START..fork::CHILD_TGID]);
-                slot.parent.copy_from_slice(&words[fork::PARENT_START..=fork::PARENT_TGID]);
-                self.remember(slot);
-                self.touch(child);
+                made.tgid = child;
+                made.header[..2].copy_from_slice(&words[fork::CHILD_START..fork::CHILD_TGID]);
+                made.parent.copy_from_slice(&words[fork::PARENT_START..=fork::PARENT_TGID]);
+                *self.place(child, self.last) = made;
                 self.child = child;
+                self.remember(child);
             }
             EXEC => {
                 slot.parent.copy_from_slice(&words[exec::PARENT_START..exec::DEV]);
                 slot.tty.copy_from_slice(&words[exec::TTY..exec::SHARED]);
                 slot.shared.copy_from_slice(&words[exec::SHARED..exec::INNER_PID]);
                 slot.inner = given.tgid.wrapping_sub(words[exec::INNER_PID]);
-                self.remember(slot);
                 for tail in given.tails {
                     let Some(tail) = self.tails.get_mut(tail as usize) else { continue };
                     tail.known = true;
@@ -269,19 +272,27 @@ impl Model {
                     tail.comm.copy_from_slice(&words[header::COMM..HEADER]);
                 }
             }
-            _ => self.remember(slot),
+            _ => {}
         }
-        self.last = at;
     }
 
     /// A process did something.
-    fn touch(&mut self, tgid: u32) {
-        match self.recent.iter().position(|known| *known == tgid) {
-            Some(rank) => self.recent[..=rank].rotate_right(1),
-            None => {
-                self.recent.truncate(RECENT - 1);
-                self.recent.insert(0, tgid);
+    fn touch(&mut self, given: &Given) {
+        match given.rank.and_then(|rank| self.recent.len().checked_sub(usize::from(rank) + 1)) {
+            Some(at) => {
+                self.recent.copy_within(at + 1.., at);
+                if let Some(last) = self.recent.last_mut() {
+                    *last = given.tgid;
+                }
             }
+            None => self.remember(given.tgid),
         }
+    }
+
+    fn remember(&mut self, tgid: u32) {
+        if self.recent.len() == RECENT {
+            self.recent.remove(0);
+        }
+        self.recent.push(tgid);
     }
 }

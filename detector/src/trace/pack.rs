@@ -147,14 +147,15 @@ impl Packer {
         let Some(symbol) = self.symbol(&parts) else { return self.opaque(LITERAL, raw) };
         self.header.raw += raw.len() as u32;
         let tgid = parts.words[header::TGID];
-        match self.model.rank(tgid) {
+        let rank = self.model.rank(tgid);
+        match rank {
             Some(rank) => self.streams.of(Id::Tasks).push(rank),
             None => {
                 self.streams.of(Id::Tasks).push(FAR);
                 streams::near(self.streams.of(Id::Words), tgid, self.model.child);
             }
         }
-        let mut given = Given { time, tgid, tails: [NONE; 2], child: 0, child_start: 0 };
+        let mut given = Given { time, tgid, rank, tails: [NONE; 2], child: 0, child_start: 0 };
         for (place, tail) in parts.tails.iter().enumerate().take(parts.layout.tails.len()) {
             given.tails[place] = self.tail(symbol, place, given.tails[0], tail);
         }

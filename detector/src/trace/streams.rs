@@ -140,12 +140,14 @@ impl<'a> Cursor<'a> {
         Self { id, bytes }
     }
 
+    #[inline]
     pub fn byte(&mut self) -> Result<u8, Malformed> {
         let (byte, rest) = self.bytes.split_first().ok_or(Malformed::Short(self.id as usize))?;
         self.bytes = rest;
         Ok(*byte)
     }
 
+    #[inline]
     pub fn varint(&mut self) -> Result<u64, Malformed> {
         let first = self.byte()?;
         if first < 0x80 {
@@ -170,6 +172,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// A number of 32 bits that was written as the difference to a prediction.
+    #[inline]
     pub fn near(&mut self, predicted: u32) -> Result<u32, Malformed> {
         let value = u32::try_from(self.varint()?).map_err(|_| Malformed::Number)?;
         Ok(predicted.wrapping_add(value >> 1 ^ (value & 1).wrapping_neg()))
@@ -250,6 +253,7 @@ impl<'a> BitCursor<'a> {
         Self { bytes, held: 0, count: 0 }
     }
 
+    #[inline]
     pub fn get(&mut self, class: u8, before: u64) -> Result<u64, Malformed> {
         let len = u32::from(class & 0x7f);
         let size = match len {
@@ -264,6 +268,7 @@ impl<'a> BitCursor<'a> {
         Ok(if class & 0x80 == 0 { before.wrapping_add(size) } else { before.wrapping_sub(size) })
     }
 
+    #[inline]
     fn pull(&mut self, count: u32) -> Result<u64, Malformed> {
         if self.count < count {
             // Fewer than 32 are held.

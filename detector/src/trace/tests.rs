@@ -28,7 +28,7 @@ fn every_record() -> Vec<Record> {
     let inside = Actor { pid: 70, start: 30, cgroup: 9, mnt_ns: 77, pid_ns: 78 };
     let shared = wire::Shared { net: 79, ..wire::Shared::default() };
     let mut stream = Stream::new();
-    stream.push(Body::Start(Start {
+    stream.push(Body::Start(Box::new(Start {
         kernel: "6.12".to_owned(),
         hooks: vec![HookState {
             name: "exec".to_owned(),
@@ -38,7 +38,7 @@ fn every_record() -> Vec<Record> {
             required: true,
         }],
         ..Start::default()
-    }));
+    })));
     stream.push(Body::Cgroup { id: 9, path: "/kubepods/x\u{fffd}".to_owned() });
     for round in 0..3 {
         stream.kernel(testing::fork(shell, child));
@@ -103,16 +103,22 @@ fn every_record() -> Vec<Record> {
     stream.push(Body::Image(Box::default()));
     stream.push(Body::Image(Box::new(ImageArrival { names: vec!["pause:3.9".to_owned()], ..ImageArrival::default() })));
     stream.push(Body::ImageNames(Box::new(ImageNames { pinned: true, ..ImageNames::default() })));
-    stream.push(Body::Executed(ExecutedFile {
+    stream.push(Body::Executed(Box::new(ExecutedFile {
         process: ProcessKey { pid: 1, start: 2 },
         sha256: None,
         size: 3,
         unreadable: None,
-    }));
+    })));
     for before in [None, Some(None), Some(Some("pause:3.9".to_owned()))] {
-        stream.push(Body::PauseConfig(PauseConfig { before, ..PauseConfig::default() }));
+        stream.push(Body::PauseConfig(Box::new(PauseConfig { before, ..PauseConfig::default() })));
     }
-    stream.push(Body::Loss(Loss { hook: "fork".to_owned(), cpu: Some(1), lost: 2, skipped: false, alerting: false }));
+    stream.push(Body::Loss(Box::new(Loss {
+        hook: "fork".to_owned(),
+        cpu: Some(1),
+        lost: 2,
+        skipped: false,
+        alerting: false,
+    })));
     stream.push(Body::Tick);
     stream.records
 }
@@ -597,7 +603,8 @@ fn info_says_whether_records_were_lost_and_where() {
         "{whole}"
     );
     assert!(whole.contains("    fork           100\n"), "{whole}");
-    let lost = Body::Loss(Loss { hook: "fork".to_owned(), cpu: None, lost: 7, skipped: false, alerting: false });
+    let lost =
+        Body::Loss(Box::new(Loss { hook: "fork".to_owned(), cpu: None, lost: 7, skipped: false, alerting: false }));
     records[50].body = lost;
     records.drain(60..70);
     let told = info(&trace(&records));

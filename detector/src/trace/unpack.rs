@@ -198,11 +198,11 @@ impl<'a> Cursors<'a> {
         }
         let known = model.symbols.get(symbol).ok_or(Malformed::Reference("a kind"))?;
         let (kind, layout) = (known.kind, known.layout);
-        let tgid = match self.tasks.byte()? {
-            FAR => self.words.near(model.child)?,
-            rank => model.ranked(rank).ok_or(Malformed::Reference("a process"))?,
+        let (tgid, rank) = match self.tasks.byte()? {
+            FAR => (self.words.near(model.child)?, None),
+            rank => (model.ranked(rank).ok_or(Malformed::Reference("a process"))?, Some(rank)),
         };
-        let mut given = Given { time, tgid, tails: [NONE; 2], child: 0, child_start: 0 };
+        let mut given = Given { time, tgid, rank, tails: [NONE; 2], child: 0, child_start: 0 };
         for place in 0..layout.tails.len() {
             given.tails[place] = self.tail(model, symbol, place, given.tails[0])?;
         }

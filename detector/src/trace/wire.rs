@@ -186,7 +186,6 @@ mod tests {
             (offset_of!(wire::Fork, parent_tgid), fork::PARENT_TGID),
             (offset_of!(wire::Exec, ino), exec::INO),
             (offset_of!(wire::Exec, parent_start_ns), exec::PARENT_START),
-            (offset_of!(wire::Exec, parent_tgid), exec::PARENT_TGID),
             (offset_of!(wire::Exec, dev), exec::DEV),
             (offset_of!(wire::Exec, tty), exec::TTY),
             (offset_of!(wire::Exec, shared), exec::SHARED),
