@@ -1,19 +1,30 @@
 //! The command line.
 
-use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode, time::Instant};
+use std::{
+    io::IsTerminal as _,
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
+use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use jiff::{SignedDuration, Timestamp};
 
 use crate::{
+    alert::Severity,
     context::image,
+    detect::technique,
     doctor, drill,
     record::Policy,
-    run,
+    recorder::{Recorder, Target, segments::Limits},
+    replay, run,
     sink::{Format, Stdout},
     source::{
         kernel::{self, hooks::Backend},
         kubelet::Discovery,
         live,
+        trust::Trust,
     },
     trace::command::{self, TraceCommand},
 };
@@ -24,8 +35,10 @@ Examples:
   detector run --manifest-dir /tmp/manifests    try it without Kubernetes
   detector doctor                               what works on this kernel, and what that means
   detector drill static-pod                     prove it: plant a harmless manifest and wait for the alert
+  detector run --record /var/lib/detector       and keep what happened, for later
+  detector replay /var/lib/detector/*.trace     tell it again, anywhere
 
-Exit status: 0 fine, 1 failed, 2 wrong usage.";
+Exit status: 0 fine, 1 failed, 2 wrong usage; 3 when `replay --fail-on` found something.";
 
 /// Sees static pods being planted on a Kubernetes node, in the kernel, and says who did it.
 #[derive(Debug, Parser)]
@@ -39,6 +52,10 @@ pub struct Cli {
 enum Command {
     /// Watch this host; alerts go to standard output, everything else to standard error
     Run(Run),
+    /// Write everything that happens on this host into a trace, to be replayed later and elsewhere
+    Record(Record),
+    /// Tell recorded traces again: the same alerts, byte for byte, on any machine and without root
+    Replay(Replay),
     /// Say what works on this host, what does not, and what that means for coverage
     Doctor(Source),
     /// Perform a technique harmlessly, and say whether the alert came and how fast
@@ -126,9 +143,70 @@ struct Run {
     deny: Option<Deny>,
     /// A program that may change manifests under --deny, by its executable; may be given several times
     #[arg(long, value_name = "PATH[=SHA256]", requires = "deny", value_parser = trust)]
-    trust: Vec<live::Trust>,
+    trust: Vec<Trust>,
     /// How alerts are written [default: pretty on a terminal, json elsewhere]
     #[arg(long, value_name = "SINK")]
+    output: Option<Output>,
+    /// Keep what happens as traces in DIR, the latest of it; for what was found see DIR/evidence
+    #[arg(long, value_name = "DIR")]
+    record: Option<PathBuf>,
+    /// Most that the traces in DIR may take; the oldest go first, evidence last
+    #[arg(long, value_name = "SIZE", default_value = "1GiB", requires = "record")]
+    record_size: ByteSize,
+    /// How long traces in DIR are kept that are no evidence: 24h, 7d
+    #[arg(long, value_name = "TIME", default_value = "24h", requires = "record", value_parser = duration)]
+    record_age: Duration,
+    /// How much of DIR's file system stays free in any case; beyond 10 % a kubelet begins to evict pods
+    #[arg(long, value_name = "PERCENT", default_value = "15", requires = "record", value_parser = clap::value_parser!(u8).range(0..=99))]
+    record_free: u8,
+}
+
+#[derive(Args, Debug)]
+struct Record {
+    /// Write the trace to FILE
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    #[command(flatten)]
+    source: Source,
+}
+
+#[derive(Args, Debug)]
+struct Replay {
+    /// Traces in the order of time, also compressed once more by zstd; - is standard input
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// Tell only what happened at this time or later: 2026-11-25T13:00:00Z
+    #[arg(long, value_name = "TIME")]
+    from: Option<Timestamp>,
+    /// Tell only what happened at this time or earlier
+    #[arg(long, value_name = "TIME")]
+    to: Option<Timestamp>,
+    /// Tell only what this pod did or what was done to it: NAME or NAMESPACE/NAME
+    #[arg(long, value_name = "POD")]
+    pod: Option<String>,
+    /// Tell only of this technique: static-pod, container-exec, ...
+    #[arg(long, value_name = "ID", value_parser = technique)]
+    technique: Option<String>,
+    /// Tell only what this process did, or one that descends from it
+    #[arg(long, value_name = "PID")]
+    pid: Option<u32>,
+    /// Replay at this multiple of the recorded speed: 1x, 10x [default: as fast as it goes]
+    #[arg(long, value_name = "FACTOR", value_parser = speed)]
+    speed: Option<f64>,
+    /// Exit with 3 when something at least that severe was told
+    #[arg(long, value_name = "SEVERITY")]
+    fail_on: Option<Severity>,
+    /// Write a page for people to FILE: findings, the processes behind them, manifests, evidence
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// Digest of an image that is a pause image, instead of those that were given when the trace was made; may be given several times
+    #[arg(long = "pause-digest", value_name = "DIGEST", value_parser = pause_digest)]
+    pause_digests: Vec<String>,
+    /// SHA-256 of a pause program, instead of those that were given when the trace was made; may be given several times
+    #[arg(long = "pause-binary", value_name = "SHA256", value_parser = pause_binary)]
+    pause_binaries: Vec<String>,
+    /// How alerts are written [default: pretty on a terminal, json elsewhere]
+    #[arg(long, value_name = "SINK", value_name = "SINK")]
     output: Option<Output>,
 }
 
@@ -161,6 +239,8 @@ struct Drill {
 pub fn main(started: Instant) -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(run) => start(run, started),
+        Command::Record(record) => record_to(record, started),
+        Command::Replay(replay) => play(replay),
         Command::Doctor(source) => doctor::doctor(&source.options()),
         Command::Drill(drill) => drill::drill(drill.technique, &drill.source),
         Command::Trace(trace) => command::trace(&trace),
@@ -239,7 +319,7 @@ impl Source {
     }
 }
 
-fn trust(text: &str) -> Result<live::Trust, String> {
+fn trust(text: &str) -> Result<Trust, String> {
     let (path, sha256) = match text.rsplit_once('=') {
         Some((path, digest)) if digest.len() == 64 && digest.bytes().all(|b| b.is_ascii_hexdigit()) => {
             (path, Some(digest.to_owned()))
@@ -247,7 +327,7 @@ fn trust(text: &str) -> Result<live::Trust, String> {
         Some(_) => return Err("what follows = is no SHA-256 (64 hex digits)".to_owned()),
         None => (text, None),
     };
-    Ok(live::Trust { path: path.into(), sha256 })
+    Ok(Trust { path: path.into(), sha256 })
 }
 
 fn pause_digest(text: &str) -> Result<String, String> {
@@ -274,16 +354,65 @@ fn hook_name(name: &str) -> Result<String, String> {
     Err(format!("no hook has that name; there are {}", known.collect::<Vec<_>>().join(", ")))
 }
 
-fn start(run: Run, started: Instant) -> anyhow::Result<ExitCode> {
+fn technique(id: &str) -> Result<String, String> {
+    let mut known = technique::ALL.iter().map(|technique| technique.id);
+    if known.any(|known| known == id) {
+        return Ok(id.to_owned());
+    }
+    let known: Vec<_> = technique::ALL.iter().map(|technique| technique.id).collect();
+    Err(format!("no technique has that id; there are {}", known.join(", ")))
+}
+
+fn speed(text: &str) -> Result<f64, String> {
+    let speed = text.strip_suffix('x').unwrap_or(text).parse::<f64>().ok();
+    speed.filter(|speed| (0.001..=1e6).contains(speed)).ok_or_else(|| "no factor, such as 1x or 0.5x".to_owned())
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let signed: SignedDuration = text.parse().map_err(|error| format!("{error}"))?;
+    signed.try_into().map_err(|_| "a time before now".to_owned())
+}
+
+fn sink(output: Option<Output>) -> Stdout {
     let terminal = std::io::stdout().is_terminal();
-    let output = run.output.unwrap_or(if terminal { Output::Pretty } else { Output::Json });
-    let sink = Stdout::new(match output {
+    let output = output.unwrap_or(if terminal { Output::Pretty } else { Output::Json });
+    Stdout::new(match output {
         Output::Json => Format::Json,
         Output::Pretty => Format::Pretty { colour: terminal && std::env::var_os("NO_COLOR").is_none() },
-    });
+    })
+}
+
+fn start(run: Run, started: Instant) -> anyhow::Result<ExitCode> {
     let deny = run.deny.map(|Deny::StaticPod| run.trust);
-    run::run(&live::Options { deny, ..run.source.options() }, sink, started)?;
+    let limits = Limits { size: run.record_size.as_u64(), age: run.record_age, free: run.record_free };
+    let recorder = run.record.map(|dir| Recorder::start(Target::Dir(dir, limits))).transpose()?;
+    run::run(&live::Options { deny, ..run.source.options() }, Some(sink(run.output)), recorder, started)?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn record_to(record: Record, started: Instant) -> anyhow::Result<ExitCode> {
+    let recorder = Recorder::start(Target::File(record.output))?;
+    run::run(&record.source.options(), None, Some(recorder), started)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn play(replay: Replay) -> anyhow::Result<ExitCode> {
+    let policy = Policy { pause_digests: replay.pause_digests, pause_binaries: replay.pause_binaries };
+    let options = replay::Options {
+        files: replay.files,
+        filter: replay::Filter {
+            from: replay.from,
+            to: replay.to,
+            pod: replay.pod,
+            technique: replay.technique,
+            pid: replay.pid,
+        },
+        speed: replay.speed,
+        fail_on: replay.fail_on,
+        report: replay.report,
+        policy: (policy != Policy::default()).then_some(policy),
+    };
+    replay::replay(&options, sink(replay.output))
 }
 
 fn floor(backend: Backend) -> anyhow::Result<ExitCode> {

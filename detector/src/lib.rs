@@ -17,6 +17,8 @@ pub mod manifest;
 mod memory;
 pub mod pipeline;
 pub mod record;
+pub mod recorder;
+pub mod replay;
 pub mod report;
 pub mod run;
 pub mod sink;

@@ -1,4 +1,4 @@
-//! `detector run`: the live source, the pipeline behind it, and standard output at the end.
+//! `detector run`: the live source, the pipeline behind it, and standard output and the recorder at the end.
 
 use std::{
     collections::BTreeMap,
@@ -7,6 +7,7 @@ use std::{
     time::Instant,
 };
 
+use anyhow::Context as _;
 use serde::Serialize;
 use tokio::{
     io::{
@@ -17,12 +18,17 @@ use tokio::{
 };
 
 use crate::{
-    context::container::FirstExecs,
+    alert::Severity,
+    context::{container::FirstExecs, standing::Standing},
     pipeline::Pipeline,
     record::{Body, DirState, Record, Watched},
+    recorder::{Recorded, Recorder},
     sink::Stdout,
     source::live::{self, Identity, Live},
 };
+
+/// A finding from which on what was recorded around it is kept as evidence.
+const EVIDENCE: Severity = Severity::Medium;
 
 /// What happened while the agent ran: the last line on standard error, as JSON behind `stats: `.
 #[derive(Debug, Default, Serialize)]
@@ -39,6 +45,9 @@ pub struct Stats {
     pub first_execs: FirstExecs,
     /// What it cost to look containers up.
     pub identity: Identity,
+    /// What was recorded, where something was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recorded: Option<Recorded>,
     /// From the start of the process until every hook was attached and the first look taken, in ms.
     pub attach_ms: f64,
 }
@@ -46,13 +55,18 @@ pub struct Stats {
 /// Runs until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// When the live source cannot start or go on, or standard output is gone.
-pub fn run(options: &live::Options, mut sink: Stdout, started: Instant) -> anyhow::Result<()> {
+/// When the live source cannot start or go on, standard output is gone, or a recording to one file fails.
+pub fn run(
+    options: &live::Options,
+    sink: Option<Stdout>,
+    recorder: Option<Recorder>,
+    started: Instant,
+) -> anyhow::Result<()> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut records = Vec::new();
-        let mut pipeline = Pipeline::new();
+        let mut ends = Ends { pipeline: Pipeline::new(), standing: Standing::default(), sink, recorder };
         let mut stats = Stats::default();
         let mut live = Live::start(options, &mut records)?;
         // Parsing the kernel's types took many times what the agent needs from now on.
@@ -71,7 +85,7 @@ pub fn run(options: &live::Options, mut sink: Stdout, started: Instant) -> anyho
         }
         let attached = hooks.iter().filter(|hook| hook.backend.is_some()).count();
         let total = hooks.len();
-        pass_on(&mut records, &mut pipeline, &mut sink, &mut stats)?;
+        ends.pass_on(&mut records, &mut stats)?;
         eprintln!("ready: {attached} of {total} hooks attached in {:.0} ms", stats.attach_ms);
         loop {
             tokio::select! {
@@ -84,14 +98,15 @@ pub fn run(options: &live::Options, mut sink: Stdout, started: Instant) -> anyho
             }
             live.step(&mut records)?;
             live.warnings().for_each(|warning| eprintln!("degraded: {warning}"));
-            pass_on(&mut records, &mut pipeline, &mut sink, &mut stats)?;
+            ends.pass_on(&mut records, &mut stats)?;
         }
         live.step(&mut records)?;
         live.last(&mut records)?;
-        pass_on(&mut records, &mut pipeline, &mut sink, &mut stats)?;
-        stats.undecodable = pipeline.stats().undecodable;
-        stats.first_execs = pipeline.context().first_execs;
+        ends.pass_on(&mut records, &mut stats)?;
+        stats.undecodable = ends.pipeline.stats().undecodable;
+        stats.first_execs = ends.pipeline.context().first_execs;
         stats.identity = live.identity();
+        stats.recorded = ends.recorder.map(Recorder::finish).transpose().context("recording")?;
         writeln!(io::stderr(), "stats: {}", serde_json::to_string(&stats)?)?;
         Ok(())
     })
@@ -105,28 +120,58 @@ async fn answered(runtimes: Option<&AsyncFd<RawFd>>) -> io::Result<AsyncFdReadyG
     }
 }
 
-fn pass_on(
-    records: &mut Vec<Record>,
-    pipeline: &mut Pipeline,
-    sink: &mut Stdout,
-    stats: &mut Stats,
-) -> anyhow::Result<()> {
-    for record in records.drain(..) {
-        stats.records += 1;
-        match &record.body {
-            Body::Loss(loss) if loss.skipped => *stats.skipped.entry(loss.hook.clone()).or_default() += loss.lost,
-            Body::Loss(loss) => *stats.lost.entry(loss.hook.clone()).or_default() += loss.lost,
-            Body::Watched(watched) => say_watched(watched),
-            _ => {}
+/// What is behind the source.
+struct Ends {
+    pipeline: Pipeline,
+    standing: Standing,
+    sink: Option<Stdout>,
+    recorder: Option<Recorder>,
+}
+
+impl Ends {
+    fn pass_on(&mut self, records: &mut Vec<Record>, stats: &mut Stats) -> anyhow::Result<()> {
+        let Some(last) = records.last().map(|last| (last.seq, last.time)) else { return Ok(()) };
+        let mut found = false;
+        for record in records.iter() {
+            stats.records += 1;
+            match &record.body {
+                Body::Loss(loss) if loss.skipped => *stats.skipped.entry(loss.hook.clone()).or_default() += loss.lost,
+                Body::Loss(loss) => *stats.lost.entry(loss.hook.clone()).or_default() += loss.lost,
+                Body::Watched(watched) => say_watched(watched),
+                _ => {}
+            }
+            if self.recorder.is_some() {
+                self.standing.observe(record);
+            }
+            for alert in self.pipeline.push(record) {
+                stats.alerts += 1;
+                found |= alert.severity >= EVIDENCE;
+                if let Some(sink) = &mut self.sink {
+                    sink.send(&alert)?;
+                }
+            }
         }
-        for alert in pipeline.push(&record) {
-            stats.alerts += 1;
-            sink.send(&alert)?;
+        if let Some(recorder) = self.recorder.take_if(|recorder| recorder.has_ended()) {
+            recorder.finish().context("recording")?;
         }
+        match &mut self.recorder {
+            Some(recorder) => {
+                recorder.push(std::mem::take(records));
+                if found {
+                    recorder.found();
+                }
+                if recorder.wants_opening() {
+                    recorder.open(self.standing.records(self.pipeline.context(), last.0, last.1));
+                }
+            }
+            None => {
+                records.clear();
+                // A burst must not leave its high-water mark behind for good.
+                records.shrink_to(1024);
+            }
+        }
+        Ok(())
     }
-    // A burst must not leave its high-water mark behind for good.
-    records.shrink_to(1024);
-    Ok(())
 }
 
 fn say_watched(watched: &Watched) {

@@ -41,3 +41,6 @@ pub static CONTAINER_EXEC: Technique = Technique {
     attack: &["T1609"],
     microsoft: &["MS-TA9006"],
 };
+
+/// All of them.
+pub static ALL: [&Technique; 5] = [&STATIC_POD, &CONTAINER_EXEC, &MALICIOUS_PAUSE, &SUPPLY_CHAIN, &DETECTOR_TAMPERING];

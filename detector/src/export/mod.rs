@@ -4,6 +4,7 @@
 //! every row says its pod, and every alert is there.
 
 mod csv;
+pub mod files;
 mod fill;
 mod parquet;
 mod perfetto;

@@ -11,8 +11,8 @@ use super::*;
 use crate::{
     export::rows::COLUMNS,
     record::{
-        BootNs, ChangeKind, ContainerRole, ExecutedFile, ImageArrival, ImageNames, Loss, PauseConfig, ProcessKey,
-        ProcessSeed, Watched,
+        BootNs, ChangeKind, ContainerRole, ExecutedFile, ImageArrival, ImageNames, Loss, ProcessKey, ProcessSeed,
+        Watched,
     },
     testing::{self, Actor, DIR, FILE, POD, Stream},
 };
@@ -78,7 +78,7 @@ pub fn every_kind() -> Stream {
         size: 1,
         unreadable: None,
     })));
-    stream.push(Body::PauseConfig(Box::new(PauseConfig::default())));
+    stream.push(Body::PauseConfig(Box::default()));
     stream.push(Body::Loss(Box::new(Loss {
         hook: "exec".to_owned(),
         cpu: None,

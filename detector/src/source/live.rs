@@ -1,10 +1,9 @@
 //! The live source: kernel, `/proc` and the manifest view as one ordered stream.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    io::Read as _,
+    collections::BTreeSet,
     os::fd::RawFd,
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -15,15 +14,14 @@ use crate::{
     decode::{self, Event},
     record::{Body, BootNs, ContainerInfo, ContainerRole, InodeKey, Policy, ProcessKey, Record, Start},
     source::{
-        self,
         bundle::Bundles,
         images::{self, Images},
         kernel::{self, Kernel, KernelError, Raw},
         kubelet::Discovery,
         manifest::{Batch, Trigger, TriggerKind, View},
         proc,
-        root::{self, Root},
         runtimes::Runtimes,
+        trust::{Trust, TrustError, Trusted},
     },
 };
 
@@ -48,14 +46,6 @@ pub struct Options {
     pub policy: Policy,
     /// Sockets of container runtimes; empty to look for them, `None` to ask nobody.
     pub cri: Option<Vec<PathBuf>>,
-}
-
-/// A program that may change manifests under `--deny`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Trust {
-    pub path: PathBuf,
-    /// Lower-case hex of its SHA-256; `None` trusts what lies there at the start.
-    pub sha256: Option<String>,
 }
 
 /// Look-ups of containers for new cgroups, and the time that they took.
@@ -87,8 +77,8 @@ pub enum LiveError {
     Proc(#[from] procfs::ProcError),
     #[error("asking container runtimes: {0}")]
     Cri(std::io::Error),
-    #[error("--trust {}: {why}", path.display())]
-    Trust { path: PathBuf, why: String },
+    #[error(transparent)]
+    Trust(#[from] TrustError),
 }
 
 /// Yields the stream of this host.
@@ -108,8 +98,8 @@ pub struct Live {
     warnings: Vec<String>,
     /// The user knows that writes through old descriptors are not attributed.
     told_of_writers: bool,
-    /// Executables that are trusted: nobody else may write to them.
-    protected: BTreeMap<InodeKey, u32>,
+    /// Under `--deny`: nobody else may write to these executables.
+    trusted: Option<Trusted>,
     next_drain: BootNs,
     eager_until: BootNs,
     next_tick: BootNs,
@@ -124,11 +114,9 @@ impl Live {
     /// When the kernel source cannot start at all, or `/proc` cannot be read.
     pub fn start(options: &Options, out: &mut Vec<Record>) -> Result<Self, LiveError> {
         let mut kernel = Kernel::attach(&options.kernel)?;
-        let mut protected = BTreeMap::new();
-        if let Some(trusted) = &options.deny {
-            let inodes = trusted.iter().map(trusted_inode).collect::<Result<Vec<_>, _>>()?;
-            kernel.deny(&inodes)?;
-            protected.extend(inodes.into_iter().map(|inode| (inode, watch::FILE)));
+        let trusted = options.deny.as_deref().map(Trusted::new).transpose()?;
+        if let Some(trusted) = &trusted {
+            kernel.deny(&trusted.inodes().collect())?;
         }
         let now = proc::now();
         let mut live = Self {
@@ -143,7 +131,7 @@ impl Live {
             raws: Vec::new(),
             warnings: Vec::new(),
             told_of_writers: false,
-            protected,
+            trusted,
             next_drain: BootNs(now.0 + DRAIN_NS),
             eager_until: now,
             next_tick: BootNs(now.0 + TICK_NS),
@@ -236,6 +224,13 @@ impl Live {
         }
         batch.bodies.extend(images.bodies);
         batch.watch_changed |= images.watch_changed;
+        if now >= self.next_tick
+            && let Some(trusted) = &mut self.trusted
+            && trusted.look(&mut self.warnings)
+        {
+            self.kernel.deny(&trusted.inodes().collect())?;
+            batch.watch_changed = true;
+        }
         self.apply(batch, out)?;
         if now >= self.next_tick {
             self.next_tick = BootNs(now.0 + TICK_NS);
@@ -288,8 +283,10 @@ impl Live {
             for device in proc::devices_under(set.keys()) {
                 set.insert(InodeKey { dev: device, ino: 0 }, watch::BLOCK);
             }
-            for (inode, flags) in self.protected.iter().chain(self.images.watch_set()) {
-                *set.entry(*inode).or_insert(0) |= flags;
+            let protected = self.trusted.iter().flat_map(Trusted::inodes).map(|inode| (inode, watch::FILE));
+            for (inode, flags) in protected.chain(self.images.watch_set().iter().map(|(inode, flags)| (*inode, *flags)))
+            {
+                *set.entry(inode).or_insert(0) |= flags;
             }
             self.kernel.watch(&set, self.view.depth())?;
             if !self.kernel.is_precise() {
@@ -445,31 +442,6 @@ impl Live {
         self.seq += 1;
         out.push(Record { seq: self.seq, time, body });
     }
-}
-
-/// The inode of a trusted program, if it is the one that the user means.
-fn trusted_inode(trust: &Trust) -> Result<InodeKey, LiveError> {
-    use sha2::Digest as _;
-    let error = |why: String| LiveError::Trust { path: trust.path.clone(), why };
-    let root = Root::open(Path::new("/"), PathBuf::from("/proc/self/mountinfo")).map_err(|e| error(e.to_string()))?;
-    let path = std::path::absolute(&trust.path).map_err(|e| error(e.to_string()))?;
-    let (fd, stat) = root.walk(&path).target.map_err(|e| error(e.to_string()))?;
-    if let Some(wanted) = &trust.sha256 {
-        let mut hasher = sha2::Sha256::new();
-        let mut file = root::reopen(&fd).map_err(|e| error(e.to_string()))?;
-        let mut chunk = vec![0; 64 * 1024];
-        loop {
-            match file.read(&mut chunk).map_err(|e| error(e.to_string()))? {
-                0 => break,
-                len => hasher.update(&chunk[..len]),
-            }
-        }
-        let found = source::hex(&hasher.finalize());
-        if found != wanted.to_ascii_lowercase() {
-            return Err(error(format!("its SHA-256 is {found}, not {wanted}")));
-        }
-    }
-    Ok(root.inode(&fd, &stat))
 }
 
 /// Whether a program of this name may be, or contain, a kubelet.

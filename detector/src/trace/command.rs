@@ -35,6 +35,9 @@ pub enum TraceCommand {
         #[arg(long)]
         raw: bool,
     },
+    /// Make files of traces that databases and timelines read
+    #[cfg(feature = "export")]
+    Export(crate::export::Options),
 }
 
 /// Does it. The exit code is 1 when anything was damaged; what was readable is printed all the same.
@@ -46,6 +49,8 @@ pub fn trace(command: &TraceCommand) -> anyhow::Result<ExitCode> {
     let done = match command {
         TraceCommand::Info { files } => each(files, |name, file| info(name, file, &mut out)),
         TraceCommand::Dump { files, raw } => each(files, |name, file| dump(name, file, *raw, &mut out)),
+        #[cfg(feature = "export")]
+        TraceCommand::Export(options) => crate::export::files::export(options),
     };
     match done.and_then(|whole| Ok(out.flush().map(|()| whole)?)) {
         Ok(true) => Ok(ExitCode::SUCCESS),
@@ -64,15 +69,21 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 fn each(files: &[PathBuf], mut done: impl FnMut(&str, Box<dyn Read>) -> anyhow::Result<bool>) -> anyhow::Result<bool> {
     let mut whole = true;
     for path in files {
-        let name = path.display().to_string();
-        let file: Box<dyn Read> = if path == Path::new("-") {
-            Box::new(io::stdin().lock())
-        } else {
-            Box::new(File::open(path).with_context(|| escape(&name))?)
-        };
+        let (name, file) = open(path)?;
         whole &= done(&name, file)?;
     }
     Ok(whole)
+}
+
+/// A file and its name; `-` is standard input.
+pub(crate) fn open(path: &Path) -> anyhow::Result<(String, Box<dyn Read>)> {
+    let name = path.display().to_string();
+    let file: Box<dyn Read> = if path == Path::new("-") {
+        Box::new(io::stdin().lock())
+    } else {
+        Box::new(File::open(path).with_context(|| escape(&name))?)
+    };
+    Ok((name, file))
 }
 
 fn info(name: &str, file: impl Read, out: &mut impl Write) -> anyhow::Result<bool> {

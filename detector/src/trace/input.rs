@@ -8,9 +8,12 @@ const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 /// Read at once.
 const STEP: usize = 64 * 1024;
 
+/// What was looked at first, then the rest.
+type Whole<R> = BufReader<Chain<Cursor<Vec<u8>>, R>>;
+
 enum Source<R: Read> {
     Plain(R),
-    Zstd(Box<Decoder<'static, BufReader<Chain<Cursor<Vec<u8>>, R>>>>),
+    Zstd(Box<Decoder<'static, Whole<R>>>),
 }
 
 pub struct Input<R: Read> {

@@ -9,6 +9,7 @@ mod frame;
 mod index;
 mod info;
 mod input;
+mod join;
 mod model;
 mod pack;
 mod reader;
@@ -22,6 +23,7 @@ mod writer;
 use std::{fmt, io};
 
 pub use index::{Block, blocks};
+pub use join::{Joiner, Next};
 pub use reader::Reader;
 pub use writer::Writer;
 

@@ -3,15 +3,13 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     fs::File,
-    io::{self, Read as _},
+    io,
     os::unix::fs::MetadataExt as _,
 };
 
-use sha2::{Digest as _, Sha256};
-
 use crate::{
     record::{ExecutedFile, ProcessKey},
-    source::hex,
+    source,
 };
 
 /// Largest executable that is read: a pause binary has less than one MiB.
@@ -63,7 +61,8 @@ impl Executables {
         if let Some(known) = self.hashes.get(&key) {
             return (size, Ok(known.clone()));
         }
-        let hashed = hash(&mut file);
+        // A file may grow while it is read.
+        let hashed = source::sha256(&mut file, SIZE_MAX);
         if let Ok(sha256) = &hashed {
             if self.order.len() >= CACHE_MAX
                 && let Some(oldest) = self.order.pop_front()
@@ -76,23 +75,6 @@ impl Executables {
         // What cannot be read is no large file.
         (if hashed.is_ok() { size } else { 0 }, hashed)
     }
-}
-
-fn hash(file: &mut File) -> io::Result<String> {
-    let mut hasher = Sha256::new();
-    let mut chunk = vec![0; 64 * 1024];
-    let mut left = SIZE_MAX;
-    // A file may grow while it is read.
-    while left > 0 {
-        match file.read(&mut chunk)? {
-            0 => return Ok(hex(&hasher.finalize())),
-            len => {
-                hasher.update(&chunk[..len]);
-                left = left.saturating_sub(len as u64);
-            }
-        }
-    }
-    Err(io::Error::other("it grew while it was read"))
 }
 
 /// Start of a process in clock ticks.
@@ -112,7 +94,7 @@ mod tests {
         let own = ProcessKey { pid, start: start(pid).unwrap() };
         let mut executables = Executables::default();
         let mut file = File::open("/bin/sleep").unwrap();
-        let wanted = hash(&mut file).unwrap();
+        let wanted = source::sha256(&mut file, SIZE_MAX).unwrap();
         let mut child = std::process::Command::new("/bin/sleep").arg("60").spawn().unwrap();
         let sleeping = ProcessKey { pid: child.id(), start: start(child.id()).unwrap() };
         // The child may not have executed yet.

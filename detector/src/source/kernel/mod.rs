@@ -284,7 +284,7 @@ impl Kernel {
     ///
     /// # Errors
     /// When acts are not seen by LSM programs, which alone can refuse, or the maps cannot be written.
-    pub fn deny(&mut self, trusted: &[InodeKey]) -> Result<(), KernelError> {
+    pub fn deny(&mut self, trusted: &BTreeSet<InodeKey>) -> Result<(), KernelError> {
         let by_lsm = |hook: &HookState| hook.backend.as_deref() == Some(Backend::Lsm.name());
         let other: Vec<_> = HOOKS
             .iter()
@@ -295,8 +295,14 @@ impl Kernel {
         if !other.is_empty() {
             return Err(KernelError::NoLsm(other.join(", ")));
         }
-        for inode in trusted {
-            self.trusted.insert(Plain(key(inode)), 1, 0).map_err(|source| map_error("TRUSTED", source))?;
+        let error = |source| map_error("TRUSTED", source);
+        let keys: BTreeMap<_, _> = trusted.iter().map(|inode| ((inode.dev, inode.ino), Plain(key(inode)))).collect();
+        let before: Vec<Plain<WatchKey>> = self.trusted.keys().filter_map(Result::ok).collect();
+        for gone in before.iter().filter(|known| !keys.contains_key(&(known.0.dev, known.0.ino))) {
+            self.trusted.remove(gone).map_err(error)?;
+        }
+        for key in keys.values() {
+            self.trusted.insert(key, 1, 0).map_err(error)?;
         }
         set_setting(&mut self.settings, setting::DENY, 1)
     }

@@ -1,0 +1,334 @@
+//! Recording: the stream as traces, written by a thread of its own, so that a slow disk holds nothing back.
+//!
+//! `detector record` writes one file. `detector run --record DIR` is a flight recorder: [`segments`] of bounded size in a
+//! directory, those in which something was found kept longer than the others.
+
+pub mod segments;
+
+use std::{
+    fs::File,
+    io::{self, BufWriter, Write},
+    mem,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use segments::{Limits, Segments};
+
+use crate::{record::Record, trace::Writer};
+
+/// How long a record may wait for its block to be written: what a killed agent loses.
+const FLUSH: Duration = Duration::from_secs(1);
+/// Most records that wait for the disk; what comes then is dropped, counted and said.
+const WAITING_MAX: usize = 131_072;
+/// How long to wait after the disk has refused something.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Where to record to.
+#[derive(Clone, Debug)]
+pub enum Target {
+    /// One file.
+    File(PathBuf),
+    /// A directory of segments.
+    Dir(PathBuf, Limits),
+}
+
+/// What a recording came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Recorded {
+    pub records: u64,
+    pub bytes: u64,
+    /// Records that are missing, because the disk was too slow, too full or refused.
+    pub dropped: u64,
+}
+
+/// The recording's end that takes records.
+pub struct Recorder {
+    queue: Sender<Message>,
+    waiting: Arc<AtomicUsize>,
+    /// The thread wants to begin a segment, and for that the records that open it.
+    wants_opening: Arc<AtomicBool>,
+    thread: JoinHandle<io::Result<Recorded>>,
+    dropped: u64,
+}
+
+enum Message {
+    Records(Vec<Record>),
+    /// Begin a segment with these records.
+    Open(Vec<Record>),
+    /// Something was found by the records so far.
+    Found,
+}
+
+impl Recorder {
+    /// Starts to record.
+    ///
+    /// # Errors
+    /// When the file or directory cannot be written to.
+    pub fn start(target: Target) -> anyhow::Result<Self> {
+        let wants_opening = Arc::new(AtomicBool::new(false));
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let (queue, messages) = channel();
+        let place = match target {
+            Target::File(path) => Place::File(Output::create(&path)?),
+            Target::Dir(dir, limits) => Place::Segments(Segments::new(dir, limits)?, None),
+        };
+        let disk = Disk {
+            place,
+            wants_opening: Arc::clone(&wants_opening),
+            refused: None,
+            begun: false,
+            recorded: Recorded::default(),
+            doubt: None,
+        };
+        let counts = Arc::clone(&waiting);
+        let thread = thread::Builder::new().name("recorder".to_owned()).spawn(move || disk.run(&messages, &counts))?;
+        Ok(Self { queue, waiting, wants_opening, thread, dropped: 0 })
+    }
+
+    /// Takes records of the stream. Never waits.
+    pub fn push(&mut self, records: Vec<Record>) {
+        let count = records.len();
+        if count == 0 {
+            return;
+        }
+        if self.waiting.load(Ordering::Relaxed) + count > WAITING_MAX {
+            if self.dropped == 0 {
+                eprintln!("degraded: recording: the disk does not keep up; records are missing in the trace");
+            }
+            self.dropped += count as u64;
+            return;
+        }
+        self.waiting.fetch_add(count, Ordering::Relaxed);
+        // When the thread has ended, `finish` says why.
+        let _ = self.queue.send(Message::Records(records));
+    }
+
+    /// Something was found: the segment at hand is worth keeping.
+    pub fn found(&self) {
+        let _ = self.queue.send(Message::Found);
+    }
+
+    /// Whether the records that a segment opens with are wanted, for [`Self::open`].
+    #[must_use]
+    pub fn wants_opening(&self) -> bool {
+        self.wants_opening.load(Ordering::Relaxed)
+    }
+
+    /// Begins the next segment: with what stands after all records that were pushed.
+    pub fn open(&self, opening: Vec<Record>) {
+        self.wants_opening.store(false, Ordering::Relaxed);
+        let _ = self.queue.send(Message::Open(opening));
+    }
+
+    /// Whether it has ended before its time: [`Self::finish`] says why.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Writes what is left.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn finish(self) -> io::Result<Recorded> {
+        drop(self.queue);
+        let recorded = self.thread.join().map_err(|_| io::Error::other("the recorder's thread panicked"))??;
+        Ok(Recorded { dropped: recorded.dropped + self.dropped, ..recorded })
+    }
+}
+
+/// A trace that is being written.
+struct Output {
+    path: PathBuf,
+    writer: Writer<BufWriter<File>>,
+}
+
+impl Output {
+    fn create(path: &Path) -> io::Result<Self> {
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+        let file = File::options().write(true).create(true).truncate(true).open(path).map_err(named)?;
+        let writer = Writer::new(BufWriter::new(file)).map_err(named)?;
+        Ok(Self { path: path.to_owned(), writer })
+    }
+
+    /// Ends it; after that it survives a crash of the host.
+    fn finish(self) -> io::Result<u64> {
+        let file = self.writer.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?;
+        file.sync_all()?;
+        Ok(file.metadata()?.len())
+    }
+}
+
+enum Place {
+    File(Output),
+    Segments(Segments, Option<Output>),
+}
+
+/// The thread's side.
+struct Disk {
+    place: Place,
+    wants_opening: Arc<AtomicBool>,
+    /// When something was refused last.
+    refused: Option<Instant>,
+    /// The stream has begun.
+    begun: bool,
+    recorded: Recorded,
+    /// What was said last of the disk.
+    doubt: Option<String>,
+}
+
+impl Disk {
+    fn run(mut self, messages: &Receiver<Message>, waiting: &AtomicUsize) -> io::Result<Recorded> {
+        let mut flush_at = Instant::now() + FLUSH;
+        loop {
+            match messages.recv_timeout(flush_at.saturating_duration_since(Instant::now())) {
+                Ok(Message::Records(records)) => {
+                    waiting.fetch_sub(records.len(), Ordering::Relaxed);
+                    self.write(&records)?;
+                }
+                Ok(Message::Open(opening)) => self.open(&opening),
+                Ok(Message::Found) => {
+                    if let Place::Segments(segments, _) = &mut self.place {
+                        segments.keep();
+                    }
+                    flush_at = Instant::now();
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            if flush_at <= Instant::now() {
+                flush_at = Instant::now() + FLUSH;
+                self.flush()?;
+            }
+        }
+        self.close()?;
+        Ok(self.recorded)
+    }
+
+    fn write(&mut self, records: &[Record]) -> io::Result<()> {
+        self.begun = true;
+        let first = records.first().map(|record| record.seq);
+        let (output, of_many) = match &mut self.place {
+            Place::File(output) => (Some(output), false),
+            Place::Segments(segments, output) => {
+                // A stream from its beginning opens itself.
+                if output.is_none() && first == Some(1) {
+                    *output = opened(segments, &mut self.doubt);
+                }
+                (output.as_mut(), true)
+            }
+        };
+        let Some(output) = output else {
+            self.recorded.dropped += records.len() as u64;
+            return Ok(());
+        };
+        let mut written = Ok(());
+        for (at, record) in records.iter().enumerate() {
+            written = output.writer.push(record);
+            if written.is_err() {
+                self.recorded.dropped += (records.len() - at) as u64;
+                break;
+            }
+            self.recorded.records += 1;
+        }
+        self.bear(written, of_many)
+    }
+
+    /// Writes what waits, looks after the directory, and asks for the next segment when it is time.
+    fn flush(&mut self) -> io::Result<()> {
+        let (flushed, of_many) = match &mut self.place {
+            Place::File(output) => (output.writer.flush(), false),
+            Place::Segments(segments, output) => {
+                let flushed = output.as_mut().map_or(Ok(()), |output| output.writer.flush());
+                let size = output.as_ref().map_or(0, |output| output.writer.written());
+                let room = segments.look_after();
+                say(&mut self.doubt, room.as_ref().err().cloned());
+                if room.is_err() {
+                    self.refused = Some(Instant::now());
+                }
+                let waits = self.refused.is_some_and(|refused| refused.elapsed() < PATIENCE);
+                let is_over = output.is_none() || segments.is_over(size);
+                if self.begun && is_over && !waits {
+                    self.wants_opening.store(true, Ordering::Relaxed);
+                }
+                if room.is_err()
+                    && let Some(output) = output.take()
+                {
+                    self.recorded.bytes += output.finish().unwrap_or(0);
+                }
+                (flushed, true)
+            }
+        };
+        self.bear(flushed, of_many)
+    }
+
+    /// Begins the next segment.
+    fn open(&mut self, opening: &[Record]) {
+        if let Err(error) = self.close() {
+            say(&mut self.doubt, Some(error.to_string()));
+        }
+        let Place::Segments(segments, output) = &mut self.place else { return };
+        *output = opened(segments, &mut self.doubt);
+        let written = output
+            .as_mut()
+            .map_or(Ok(()), |output| opening.iter().try_for_each(|record| output.writer.opening(record)));
+        // Segments are many: the error is borne, and not passed on.
+        let _ = self.bear(written, true);
+    }
+
+    fn close(&mut self) -> io::Result<()> {
+        let output = match &mut self.place {
+            Place::Segments(_, output) => output.take(),
+            Place::File(_) => match mem::replace(&mut self.place, Place::Segments(Segments::none(), None)) {
+                Place::File(output) => Some(output),
+                Place::Segments(..) => None,
+            },
+        };
+        if let Some(output) = output {
+            self.recorded.bytes += output.finish()?;
+        }
+        Ok(())
+    }
+
+    /// With one file an error ends the recording; of segments the next one may go well.
+    fn bear(&mut self, result: io::Result<()>, of_many: bool) -> io::Result<()> {
+        let Err(error) = result else { return Ok(()) };
+        if !of_many {
+            return Err(error);
+        }
+        self.refused = Some(Instant::now());
+        if let Place::Segments(_, output) = &mut self.place
+            && let Some(output) = output.take()
+        {
+            say(&mut self.doubt, Some(format!("{}: {error}", output.path.display())));
+        }
+        Ok(())
+    }
+}
+
+fn opened(segments: &mut Segments, doubt: &mut Option<String>) -> Option<Output> {
+    let opened = segments.begin().and_then(|path| Output::create(&path).map_err(|error| error.to_string()));
+    say(doubt, opened.as_ref().err().cloned());
+    opened.ok()
+}
+
+/// Says on standard error what is wrong, or that it is well again; once.
+fn say(doubt: &mut Option<String>, now: Option<String>) {
+    if *doubt == now {
+        return;
+    }
+    match &now {
+        Some(why) => eprintln!("degraded: recording: {why}; records are missing in the trace until that is mended"),
+        None => eprintln!("recording: goes on"),
+    }
+    // Standard error is the last resort.
+    let _ = io::stderr().flush();
+    *doubt = now;
+}

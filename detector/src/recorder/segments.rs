@@ -1,0 +1,185 @@
+//! A directory of segments: which is the next, when it is over, and which have to go.
+//!
+//! Segments are called after the time at which they began, so that their names are in order. One in which something was
+//! found, and the one before it when that was just over, gets a second name below `evidence/`: it stays when the first one goes.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    time::{Duration, Instant, SystemTime},
+};
+
+use jiff::Timestamp;
+
+/// What a segment's file is called behind its time.
+const EXTENSION: &str = "trace";
+/// Where segments in which something was found are.
+const EVIDENCE: &str = "evidence";
+/// Segments that the directory holds when all are full: how fine what is dropped is.
+const SEGMENTS: u64 = 16;
+/// Sizes of a segment.
+const SEGMENT_MIN: u64 = 1 << 20;
+const SEGMENT_MAX: u64 = 64 << 20;
+/// How long a segment lasts.
+const LASTS: Duration = Duration::from_secs(600);
+/// What a finding needs of what came before it.
+const BEFORE: Duration = Duration::from_secs(60);
+
+/// What a directory of segments may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes, evidence included.
+    pub size: u64,
+    /// How long segments without a finding are kept.
+    pub age: Duration,
+    /// Percent of the file system that stay free whatever the others say.
+    pub free: u8,
+}
+
+/// The directory.
+pub struct Segments {
+    dir: PathBuf,
+    limits: Limits,
+    /// The segment that is being written, and since when.
+    current: Option<(PathBuf, Instant)>,
+    /// The one before.
+    previous: Option<PathBuf>,
+    /// Something was found in the current one.
+    kept: bool,
+}
+
+/// A segment that lies in the directory.
+struct Segment {
+    paths: Vec<PathBuf>,
+    bytes: u64,
+    modified: SystemTime,
+    evidence: bool,
+}
+
+impl Segments {
+    /// Makes the directory where it is not there.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn new(dir: PathBuf, limits: Limits) -> io::Result<Self> {
+        let evidence = dir.join(EVIDENCE);
+        fs::create_dir_all(&evidence)
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", evidence.display())))?;
+        Ok(Self { dir, limits, current: None, previous: None, kept: false })
+    }
+
+    /// No directory at all.
+    pub(super) fn none() -> Self {
+        let limits = Limits { size: 0, age: Duration::ZERO, free: 0 };
+        Self { dir: PathBuf::new(), limits, current: None, previous: None, kept: false }
+    }
+
+    /// Path of the next segment, from now on the current one.
+    ///
+    /// # Errors
+    /// When there is no room for it, in words.
+    pub fn begin(&mut self) -> Result<PathBuf, String> {
+        self.previous = self.current.take().map(|(path, _)| path);
+        self.kept = false;
+        self.look_after()?;
+        let now = Timestamp::now().strftime("%Y%m%dT%H%M%S.%6fZ");
+        let path = self.dir.join(format!("{now}.{EXTENSION}"));
+        self.current = Some((path.clone(), Instant::now()));
+        Ok(path)
+    }
+
+    /// Whether the current segment, of this size, has to be followed by another.
+    #[must_use]
+    pub fn is_over(&self, size: u64) -> bool {
+        let full = (self.limits.size / SEGMENTS).clamp(SEGMENT_MIN, SEGMENT_MAX);
+        size >= full || self.current.as_ref().is_none_or(|(_, since)| since.elapsed() >= LASTS)
+    }
+
+    /// Something was found: the current segment is evidence, and the one before too when it is just over.
+    pub fn keep(&mut self) {
+        let Some((current, since)) = self.current.as_ref().filter(|_| !self.kept) else { return };
+        let previous = self.previous.as_ref().filter(|_| since.elapsed() < BEFORE);
+        for path in previous.into_iter().chain([current]) {
+            if let Some(name) = path.file_name() {
+                match fs::hard_link(path, self.dir.join(EVIDENCE).join(name)) {
+                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                        eprintln!("degraded: recording: {} cannot be kept as evidence: {error}", path.display());
+                    }
+                    _ => {}
+                }
+            }
+        }
+        self.kept = true;
+    }
+
+    /// Removes what is too old and too much: the oldest first, evidence last.
+    ///
+    /// # Errors
+    /// When there is still too little room on the file system, in words.
+    pub fn look_after(&self) -> Result<(), String> {
+        let mut segments = self.list();
+        let now = SystemTime::now();
+        let mut total: u64 = segments.iter().map(|segment| segment.bytes).sum();
+        segments.sort_by_key(|segment| (segment.evidence, segment.paths.first().cloned()));
+        for segment in &segments {
+            let age = now.duration_since(segment.modified).unwrap_or_default();
+            let old = !segment.evidence && age > self.limits.age;
+            if !old && total <= self.limits.size && self.has_room()? {
+                if segment.evidence {
+                    break;
+                }
+                continue;
+            }
+            for path in &segment.paths {
+                fs::remove_file(path).map_err(|error| format!("{}: {error}", path.display()))?;
+            }
+            total -= segment.bytes;
+        }
+        if self.has_room()? {
+            return Ok(());
+        }
+        Err(format!("{}: less than {} % of the file system are free", self.dir.display(), self.limits.free))
+    }
+
+    fn has_room(&self) -> Result<bool, String> {
+        let found =
+            nix::sys::statvfs::statvfs(&self.dir).map_err(|error| format!("{}: {error}", self.dir.display()))?;
+        Ok(found.blocks_available() * 100 >= found.blocks() * u64::from(self.limits.free))
+    }
+
+    /// All segments but the one that is being written.
+    fn list(&self) -> Vec<Segment> {
+        let mut found: BTreeMap<u64, Segment> = BTreeMap::new();
+        for (dir, evidence) in [(self.dir.clone(), false), (self.dir.join(EVIDENCE), true)] {
+            for entry in fs::read_dir(&dir).into_iter().flatten().filter_map(Result::ok) {
+                let path = entry.path();
+                let is_current =
+                    self.current.as_ref().is_some_and(|(current, _)| current.file_name() == path.file_name());
+                if is_current || !is_segment(&path) {
+                    continue;
+                }
+                let Ok(metadata) = entry.metadata() else { continue };
+                let segment = found.entry(metadata.ino()).or_insert_with(|| Segment {
+                    paths: Vec::new(),
+                    bytes: metadata.len(),
+                    modified: metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH),
+                    evidence: false,
+                });
+                segment.paths.push(path);
+                segment.evidence |= evidence;
+            }
+        }
+        found.into_values().collect()
+    }
+}
+
+/// Whether a file is one of ours: nothing else in the directory is ever touched.
+fn is_segment(path: &Path) -> bool {
+    let time = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+    let fits = |c: char| c.is_ascii_digit() || matches!(c, 'T' | 'Z' | '.');
+    path.extension().is_some_and(|extension| extension == EXTENSION)
+        && time.len() == "20260102T030405.678901Z".len()
+        && time.chars().all(fits)
+}

@@ -1,0 +1,222 @@
+//! `detector replay`: a recorded stream through the pipeline once more, anywhere.
+
+use std::{
+    fs::File,
+    io::{self, IsTerminal as _, Read},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use jiff::Timestamp;
+
+use crate::{
+    alert::{Alert, Severity},
+    escape::escape,
+    pipeline::Pipeline,
+    record::{Body, BootNs, Policy, Record},
+    report::Report,
+    sink::Stdout,
+    trace::{Item, Joiner, Next, Reader, Why},
+};
+
+/// Exit code when `--fail-on` found something.
+const FOUND: u8 = 3;
+
+/// What to replay, and what to tell of it.
+pub struct Options {
+    /// In the order of time; `-` is standard input.
+    pub files: Vec<PathBuf>,
+    pub filter: Filter,
+    /// How many seconds of the recording pass in one; `None` for as fast as it goes.
+    pub speed: Option<f64>,
+    pub fail_on: Option<Severity>,
+    pub report: Option<PathBuf>,
+    /// Taken instead of the recorded one.
+    pub policy: Option<Policy>,
+}
+
+/// Which alerts are wanted. Everything is replayed whatever it says: an alert needs what came before.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    pub from: Option<Timestamp>,
+    pub to: Option<Timestamp>,
+    /// `namespace/name` or `name`.
+    pub pod: Option<String>,
+    /// A technique's id.
+    pub technique: Option<String>,
+    /// The process itself or one that it descends from.
+    pub pid: Option<u32>,
+}
+
+impl Filter {
+    fn takes(&self, alert: &Alert) -> bool {
+        let time = alert.time.parse::<Timestamp>().ok();
+        let pod = |wanted: &String| {
+            alert.pod.as_ref().is_some_and(|pod| match wanted.split_once('/') {
+                Some((namespace, name)) => pod.namespace == namespace && pod.name == name,
+                None => pod.name == *wanted,
+            })
+        };
+        let pid = |wanted: u32| {
+            alert.process.as_ref().is_some_and(|process| {
+                process.pid == wanted || process.ancestors.iter().any(|ancestor| ancestor.pid == wanted)
+            })
+        };
+        self.from.is_none_or(|from| time.is_some_and(|time| time >= from))
+            && self.to.is_none_or(|to| time.is_some_and(|time| time <= to))
+            && self.pod.as_ref().is_none_or(pod)
+            && self.technique.as_ref().is_none_or(|technique| alert.technique.id == technique)
+            && self.pid.is_none_or(pid)
+    }
+}
+
+/// Replays. The exit code is 3 when `fail_on` found something, 1 when a trace was damaged: what was readable is told all the same.
+///
+/// # Errors
+/// When a trace or standard output fails.
+pub fn replay(options: &Options, mut sink: Stdout) -> anyhow::Result<ExitCode> {
+    let mut player = Player {
+        options,
+        pipeline: Pipeline::new(),
+        report: options.report.is_some().then(Report::new),
+        pace: None,
+        found: false,
+    };
+    let mut joiner = Joiner::default();
+    let mut damaged = false;
+    for path in &options.files {
+        let name = escape(&path.display().to_string());
+        let (input, bytes) = open(path).with_context(|| name.clone())?;
+        let bar = progress(bytes, options.files.len(), &name);
+        let mut reader = Reader::new(input).with_context(|| name.clone())?;
+        while let Some(item) = reader.next() {
+            match item.with_context(|| name.clone())? {
+                Item::Opening(record) => joiner.opening(record),
+                Item::Record(record) => {
+                    if record.seq % 4096 == 0 {
+                        bar.set_position(reader.progress().bytes);
+                    }
+                    match joiner.next(record) {
+                        Next::Skip => {}
+                        Next::Push(record) => player.push(record, &mut sink, &bar)?,
+                        Next::Restart(opening, record) => {
+                            player.restart(opening);
+                            player.push(record, &mut sink, &bar)?;
+                        }
+                    }
+                }
+                Item::Damage(damage) => {
+                    let unfinished = damage.why == Why::Unfinished;
+                    damaged |= !unfinished;
+                    bar.suspend(|| eprintln!("{}: {name}: {damage}", if unfinished { "note" } else { "error" }));
+                    if let Some(report) = &mut player.report {
+                        report.incomplete(&damage.to_string());
+                    }
+                }
+            }
+        }
+        bar.finish_and_clear();
+    }
+    let undecodable = player.pipeline.stats().undecodable;
+    if undecodable > 0 {
+        eprintln!("error: {undecodable} kernel records could not be decoded: `detector trace dump` shows them");
+        damaged = true;
+    }
+    if let (Some(report), Some(path)) = (player.report, &options.report) {
+        let file = File::create(path).with_context(|| path.display().to_string())?;
+        report.finish(file).with_context(|| path.display().to_string())?;
+        eprintln!("report: {}", path.display());
+    }
+    Ok(if player.found {
+        ExitCode::from(FOUND)
+    } else if damaged {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+/// A trace's bytes, and how many there are.
+fn open(path: &Path) -> io::Result<(Box<dyn Read>, Option<u64>)> {
+    if path == Path::new("-") {
+        return Ok((Box::new(io::stdin().lock()), None));
+    }
+    let file = File::open(path)?;
+    let metadata = file.metadata()?;
+    if metadata.is_dir() {
+        return Err(io::Error::other("a directory. Name the traces in it: DIR/*.trace"));
+    }
+    Ok((Box::new(file), metadata.is_file().then_some(metadata.len())))
+}
+
+/// A bar on standard error, where that is a terminal and alerts go elsewhere.
+fn progress(bytes: Option<u64>, files: usize, name: &str) -> ProgressBar {
+    let (true, Some(bytes)) = (io::stderr().is_terminal() && !io::stdout().is_terminal(), bytes) else {
+        return ProgressBar::hidden();
+    };
+    let bar = ProgressBar::with_draw_target(Some(bytes), ProgressDrawTarget::stderr());
+    let shown = ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
+    bar.set_style(shown.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.set_message(if files > 1 { name.to_owned() } else { "replaying".to_owned() });
+    bar
+}
+
+struct Player<'a> {
+    options: &'a Options,
+    pipeline: Pipeline,
+    report: Option<Report>,
+    /// When what moment of the recording was replayed.
+    pace: Option<(Instant, BootNs)>,
+    found: bool,
+}
+
+impl Player<'_> {
+    /// Begins anew with the records that a segment opens with. What they would tell was told when it happened.
+    fn restart(&mut self, opening: Vec<Record>) {
+        self.pipeline = Pipeline::new();
+        self.pace = None;
+        for mut record in opening {
+            self.adapt(&mut record);
+            drop(self.pipeline.push(&record));
+            if let Some(report) = &mut self.report {
+                report.observe(&record, &[], &self.pipeline);
+            }
+        }
+    }
+
+    fn push(&mut self, mut record: Record, sink: &mut Stdout, bar: &ProgressBar) -> anyhow::Result<()> {
+        self.adapt(&mut record);
+        self.wait(record.time);
+        let alerts = self.pipeline.push(&record);
+        if alerts.is_empty() && self.report.is_none() {
+            return Ok(());
+        }
+        let alerts: Vec<_> = alerts.into_iter().filter(|alert| self.options.filter.takes(alert)).collect();
+        if let Some(report) = &mut self.report {
+            report.observe(&record, &alerts, &self.pipeline);
+        }
+        for alert in &alerts {
+            self.found |= self.options.fail_on.is_some_and(|worst| alert.severity >= worst);
+            bar.suspend(|| sink.send(alert))?;
+        }
+        Ok(())
+    }
+
+    fn adapt(&self, record: &mut Record) {
+        if let (Body::Start(start), Some(policy)) = (&mut record.body, &self.options.policy) {
+            start.policy = policy.clone();
+        }
+    }
+
+    /// Lets as much time pass as did between the first record and this one.
+    fn wait(&mut self, time: BootNs) {
+        let Some(speed) = self.options.speed else { return };
+        let (began, first) = *self.pace.get_or_insert_with(|| (Instant::now(), time));
+        let due = Duration::from_nanos(time.0.saturating_sub(first.0)).div_f64(speed);
+        thread::sleep(due.saturating_sub(began.elapsed()));
+    }
+}
