@@ -318,6 +318,31 @@ fn opening_records_are_told_apart_from_the_stream() {
 }
 
 #[test]
+fn a_block_needs_no_other() {
+    let mut records = every_record();
+    // The idle process, which looks like a place that nobody has.
+    for raw in [testing::io_uring(Actor::host(0, 9)), testing::change(Actor::host(0, 9), FILE, 1)] {
+        let seq = records.len() as u64 + 1;
+        records.push(Record { seq, time: records[0].time, body: Body::Kernel { raw } });
+    }
+    let mut writer = Writer::new(Vec::new()).unwrap();
+    for _ in 0..3 {
+        records.iter().for_each(|record| writer.push(record).unwrap());
+        writer.flush().unwrap();
+    }
+    let trace = writer.finish().unwrap();
+    let bounds = bounds(&trace);
+    let mut taken = 0;
+    for block in bounds[..bounds.len() - 2].windows(2) {
+        let alone = [&file_header()[..], &trace[block[0]..block[1]]].concat();
+        let (found, _) = parts(read(&alone));
+        assert_eq!(found, records[taken % records.len()..][..found.len()]);
+        taken += found.len();
+    }
+    assert_eq!(taken, 3 * records.len());
+}
+
+#[test]
 fn a_trace_cut_anywhere_gives_every_whole_block_and_says_that_there_is_more() {
     let records = busy(100);
     let trace = trace(&records);
@@ -469,6 +494,10 @@ fn traces_one_behind_the_other_are_read_as_one_after_the_other() {
     assert_eq!(parts(read(&all)), (records.clone(), vec![]));
     let listed = blocks(&mut Cursor::new(&all)).unwrap();
     assert_eq!(listed.iter().map(|block| block.records).sum::<u32>() as usize, records.len());
+    for block in listed {
+        let header = BlockHeader::parse(&all[block.offset as usize..]).unwrap();
+        assert_eq!((header.first_seq, header.records), (block.first_seq, block.records));
+    }
     // The first one has no end: its recorder was killed.
     let end = bounds(&trace(first))[bounds(&trace(first)).len() - 3];
     all = [&trace(first)[..end], &trace(second)].concat();

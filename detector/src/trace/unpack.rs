@@ -281,3 +281,31 @@ impl<'a> Cursors<'a> {
 fn room(raws: &BytesMut, len: usize, limit: usize) -> Result<(), Malformed> {
     if limit - raws.len() >= len { Ok(()) } else { Err(Malformed::Raw) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        testing::{self, Actor},
+        trace::pack::Packer,
+    };
+
+    /// A tail takes its bytes once in the file, and in memory as often as it is referred to.
+    #[test]
+    fn a_block_takes_no_more_memory_than_its_header_says() {
+        let raw = testing::exec(Actor::host(2, 1), Actor::host(1, 1), "/bin/x", &["x"; 400]);
+        let mut packer = Packer::new().unwrap();
+        for seq in 0..2_000 {
+            packer.push(&Record { seq, time: BootNs(seq), body: Body::Kernel { raw: raw.clone() } }).unwrap();
+        }
+        let mut payload = Vec::new();
+        let mut header = packer.finish(&mut payload).unwrap();
+        let mut unpacker = Unpacker::new().unwrap();
+        assert_eq!(unpacker.block(&header, &payload), Ok(()));
+        assert_eq!(unpacker.raws.len(), 2_000 * raw.len());
+        header.raw = 10_000;
+        assert_eq!(unpacker.block(&header, &payload), Err(Malformed::Raw));
+        assert!(unpacker.raws.len() <= 10_000);
+        assert!(unpacker.record().is_none());
+    }
+}
