@@ -8,12 +8,12 @@ const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 /// Read at once.
 const STEP: usize = 64 * 1024;
 
-/// What was looked at first, then the rest.
-type Whole<R> = BufReader<Chain<Cursor<Vec<u8>>, R>>;
+/// The compressed bytes: what was looked at to tell, then the rest.
+type Compressed<R> = BufReader<Chain<Cursor<Vec<u8>>, R>>;
 
 enum Source<R: Read> {
     Plain(R),
-    Zstd(Box<Decoder<'static, Whole<R>>>),
+    Zstd(Box<Decoder<'static, Compressed<R>>>),
 }
 
 pub struct Input<R: Read> {

@@ -3,6 +3,7 @@
 use std::io;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
+use zerocopy::IntoBytes as _;
 use zstd::bulk::Decompressor;
 
 use super::{
@@ -238,11 +239,8 @@ impl<'a> Cursors<'a> {
         }
         model.learn(symbol, &words, &given);
         room(raws, layout.fixed, limit)?;
-        let mut fixed = [0; wire::WORDS * 4];
-        for (bytes, word) in fixed.as_chunks_mut().0.iter_mut().zip(words) {
-            *bytes = word.to_le_bytes();
-        }
-        raws.put_slice(&fixed[..layout.fixed]);
+        // Little-endian, as every machine that this is built for.
+        raws.put_slice(&words.as_bytes()[..layout.fixed]);
         for (tail, spec) in given.tails.iter().zip(layout.tails) {
             let tail = model.tails.get(*tail as usize).ok_or(Malformed::Reference("a tail"))?;
             let start = tail.start as usize;
