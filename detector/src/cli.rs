@@ -412,7 +412,11 @@ fn play(replay: Replay) -> anyhow::Result<ExitCode> {
         report: replay.report,
         policy: (policy != Policy::default()).then_some(policy),
     };
-    replay::replay(&options, sink(replay.output))
+    match replay::replay(&options, sink(replay.output)) {
+        // Whoever reads has read enough.
+        Err(error) if command::is_broken_pipe(&error) => Ok(ExitCode::SUCCESS),
+        result => result,
+    }
 }
 
 fn floor(backend: Backend) -> anyhow::Result<ExitCode> {

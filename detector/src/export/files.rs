@@ -57,6 +57,5 @@ pub fn export(options: &Options) -> anyhow::Result<bool> {
         }
     });
     let summary = run(options.format, records, &options.output)?;
-    eprintln!("{} records in {}", summary.records, escape(&options.output.display().to_string()));
     Ok(whole && summary.damage == 0)
 }
