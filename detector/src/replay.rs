@@ -20,7 +20,7 @@ use crate::{
     record::{Body, BootNs, Policy, Record},
     report::Report,
     sink::Stdout,
-    trace::{Item, Joiner, Next, Reader, Why},
+    trace::{Item, Joiner, Next, Reader},
 };
 
 /// Exit code when `--fail-on` found something.
@@ -110,9 +110,9 @@ pub fn replay(options: &Options, mut sink: Stdout) -> anyhow::Result<ExitCode> {
                     }
                 }
                 Item::Damage(damage) => {
-                    let unfinished = damage.why == Why::Unfinished;
-                    damaged |= !unfinished;
-                    bar.suspend(|| eprintln!("{}: {name}: {damage}", if unfinished { "note" } else { "error" }));
+                    damaged |= damage.is_loss();
+                    let word = if damage.is_loss() { "error" } else { "note" };
+                    bar.suspend(|| eprintln!("{word}: {name}: {damage}"));
                     if let Some(report) = &mut player.report {
                         report.incomplete(&damage.to_string());
                     }
@@ -218,5 +218,55 @@ impl Player<'_> {
         let (began, first) = *self.pace.get_or_insert_with(|| (Instant::now(), time));
         let due = Duration::from_nanos(time.0.saturating_sub(first.0)).div_f64(speed);
         thread::sleep(due.saturating_sub(began.elapsed()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        record::{ChangeKind, ContainerRole},
+        testing::{self, Actor, DIR, FILE, POD, Stream, manifest},
+    };
+
+    /// A static pod planted by a process of a container that a shell of the container made.
+    fn alert() -> Alert {
+        let mut stream = Stream::new();
+        let writer = Actor { pid: 61, start: 91, cgroup: 7, mnt_ns: 70, pid_ns: 71 };
+        let shell = Actor { pid: 60, start: 90, ..writer };
+        stream.kernel(testing::cgroup(Actor::host(50, 10), 7, "/kubepods/pod1/c1"));
+        stream.push(Body::Container(Box::new(testing::container("c1", 7, ContainerRole::Member, "app"))));
+        stream.kernel(testing::fork(Actor::host(50, 10), shell));
+        stream.kernel(testing::fork(shell, writer));
+        let since = stream.now();
+        stream.kernel(testing::open(writer, FILE, DIR, "/manifests/web.yaml"));
+        stream.push(Body::Manifest(Box::new(manifest(ChangeKind::Added, Some(POD), since))));
+        stream.alerts().remove(0)
+    }
+
+    #[test]
+    fn filters_choose_by_time_pod_technique_and_who_did_it_or_was_behind_it() {
+        let alert = alert();
+        let time: Timestamp = alert.time.parse().unwrap();
+        let takes = |set: &dyn Fn(&mut Filter)| {
+            let mut filter = Filter::default();
+            set(&mut filter);
+            filter.takes(&alert)
+        };
+        let a_while = jiff::SignedDuration::from_millis(1);
+        assert!(takes(&|_| {}));
+        assert!(takes(&|filter| (filter.from, filter.to) = (Some(time), Some(time))));
+        assert!(!takes(&|filter| filter.from = Some(time + a_while)));
+        assert!(!takes(&|filter| filter.to = Some(time - a_while)));
+        for (pod, wanted) in
+            [("web-node-1", true), ("shop/web-node-1", true), ("other/web-node-1", false), ("web", false)]
+        {
+            assert_eq!(takes(&|filter| filter.pod = Some(pod.to_owned())), wanted, "{pod}");
+        }
+        assert!(takes(&|filter| filter.technique = Some("static-pod".to_owned())));
+        assert!(!takes(&|filter| filter.technique = Some("container-exec".to_owned())));
+        for (pid, wanted) in [(61, true), (60, true), (50, true), (99, false)] {
+            assert_eq!(takes(&|filter| filter.pid = Some(pid)), wanted, "{pid}");
+        }
     }
 }

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use super::{Options, run};
 use crate::{
     escape::escape,
-    trace::{Item, Joiner, Next, Reader, Why, command::open},
+    trace::{Item, Joiner, Next, Reader, command::open},
 };
 
 /// Exports the streams of all files, each record once; false when something could not be read.
@@ -45,7 +45,7 @@ pub fn export(options: &Options) -> anyhow::Result<bool> {
                     Next::Restart(opening, record) => ready.extend(opening.into_iter().chain([record])),
                 },
                 Some(Ok(Item::Damage(damage))) => {
-                    whole &= damage.why == Why::Unfinished;
+                    whole &= !damage.is_loss();
                     eprintln!("error: {name}: {damage}");
                 }
                 Some(Err(error)) => {

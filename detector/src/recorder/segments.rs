@@ -183,3 +183,96 @@ fn is_segment(path: &Path) -> bool {
         && time.len() == "20260102T030405.678901Z".len()
         && time.chars().all(fits)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLENTY: Limits = Limits { size: 1 << 30, age: Duration::from_secs(3600), free: 0 };
+
+    /// A directory with the segments of these hours, a KiB each; those that are marked are evidence.
+    fn directory(hours: &[(u32, bool)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join(EVIDENCE)).unwrap();
+        for (hour, evidence) in hours {
+            let name = name(*hour);
+            fs::write(dir.path().join(&name), [0; 1024]).unwrap();
+            if *evidence {
+                fs::hard_link(dir.path().join(&name), dir.path().join(EVIDENCE).join(&name)).unwrap();
+            }
+        }
+        dir
+    }
+
+    fn name(hour: u32) -> String {
+        format!("20260102T{hour:02}0000.000000Z.trace")
+    }
+
+    fn left(dir: &Path) -> Vec<String> {
+        let names = |dir: PathBuf| fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name());
+        let all = names(dir.to_owned()).chain(names(dir.join(EVIDENCE)));
+        let mut all: Vec<_> = all.map(|name| name.into_string().unwrap()).filter(|name| name != EVIDENCE).collect();
+        all.sort();
+        all.dedup();
+        all
+    }
+
+    #[test]
+    fn the_oldest_go_first_and_evidence_after_all_others() {
+        let dir = directory(&[(1, true), (2, false), (3, false), (4, true)]);
+        fs::write(dir.path().join("notes.trace"), [0; 9000]).unwrap();
+        let after = |size: u64| {
+            Segments::new(dir.path().to_owned(), Limits { size, ..PLENTY }).unwrap().look_after().unwrap();
+            left(dir.path())
+        };
+        let [one, three, four] = [1, 3, 4].map(name);
+        // What is not ours is neither counted nor touched.
+        let notes = || "notes.trace".to_owned();
+        assert_eq!(after(4096).len(), 5);
+        assert_eq!(after(3 * 1024), [one.clone(), three, four.clone(), notes()]);
+        assert_eq!(after(2 * 1024), [one, four.clone(), notes()]);
+        assert_eq!(after(1024), [four, notes()]);
+        assert_eq!(after(0), [notes()]);
+    }
+
+    #[test]
+    fn what_is_too_old_goes_unless_it_is_evidence() {
+        let dir = directory(&[(1, false), (2, true)]);
+        let old = fs::FileTimes::new().set_modified(SystemTime::now() - Duration::from_secs(7200));
+        for hour in [1, 2] {
+            let file = fs::File::options().write(true).open(dir.path().join(name(hour))).unwrap();
+            file.set_times(old).unwrap();
+        }
+        Segments::new(dir.path().to_owned(), PLENTY).unwrap().look_after().unwrap();
+        assert_eq!(left(dir.path()), [name(2)]);
+    }
+
+    #[test]
+    fn a_file_system_that_is_nearly_full_gets_no_more() {
+        let dir = directory(&[(1, false)]);
+        // No file system is empty.
+        let mut segments = Segments::new(dir.path().to_owned(), Limits { free: 100, ..PLENTY }).unwrap();
+        let error = segments.begin().unwrap_err();
+        assert!(error.contains("less than 100 % of the file system are free"), "{error}");
+        assert!(left(dir.path()).is_empty());
+    }
+
+    #[test]
+    fn a_finding_keeps_the_segment_at_hand_and_the_one_before_it() {
+        let dir = directory(&[]);
+        let mut segments = Segments::new(dir.path().to_owned(), PLENTY).unwrap();
+        let paths = [0, 1].map(|_| {
+            let path = segments.begin().unwrap();
+            fs::write(&path, [0; 1024]).unwrap();
+            path
+        });
+        segments.keep();
+        segments.keep();
+        let kept = fs::read_dir(dir.path().join(EVIDENCE)).unwrap().count();
+        assert_eq!(kept, 2);
+        for path in &paths {
+            fs::remove_file(path).unwrap();
+        }
+        assert_eq!(left(dir.path()).len(), 2);
+    }
+}

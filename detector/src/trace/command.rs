@@ -92,7 +92,9 @@ fn info(name: &str, file: impl Read, out: &mut impl Write) -> anyhow::Result<boo
     let mut reader = Reader::new(file).with_context(|| escape(name))?;
     for item in &mut reader {
         let item = item.with_context(|| escape(name))?;
-        if let Item::Damage(damage) = &item {
+        if let Item::Damage(damage) = &item
+            && damage.is_loss()
+        {
             eprintln!("{}", line(name, damage));
         }
         info.add(&item);
@@ -110,7 +112,7 @@ fn dump(name: &str, file: impl Read, raw: bool, out: &mut impl Write) -> anyhow:
             Item::Opening(record) => (record, true),
             Item::Record(record) => (record, false),
             Item::Damage(damage) => {
-                whole = false;
+                whole &= !damage.is_loss();
                 eprintln!("{}", line(name, &damage));
                 continue;
             }

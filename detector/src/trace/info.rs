@@ -60,7 +60,9 @@ impl Info {
                 }
             }
             Item::Record(record) => self.record(record),
-            Item::Damage(damage) => self.damages.add(|| damage.to_string()),
+            Item::Damage(damage) if damage.is_loss() => self.damages.add(|| damage.to_string()),
+            // `print` says that there is no end.
+            Item::Damage(_) => {}
         }
     }
 
@@ -109,7 +111,11 @@ impl Info {
     /// # Errors
     /// When `out` fails.
     pub fn print(&self, out: &mut impl Write, progress: &Progress) -> io::Result<()> {
-        let end = if progress.finished { "with its end" } else { "without an end" };
+        let end = if progress.finished {
+            "with its end"
+        } else {
+            "without an end (its recorder was killed, or still writes)"
+        };
         writeln!(
             out,
             "  format     {}, kernel records of layout {}; {}, {end}",

@@ -99,6 +99,15 @@ pub enum Why {
     Compression(String),
 }
 
+impl Damage {
+    /// Whether something that was recorded cannot be read. A trace without an end is as whole as it ever was: its recorder was
+    /// killed, or goes on.
+    #[must_use]
+    pub fn is_loss(&self) -> bool {
+        self.why != Why::Unfinished
+    }
+}
+
 impl fmt::Display for Damage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "damaged at byte {}: {}", self.offset, self.why)?;
