@@ -16,6 +16,7 @@ use crate::{
         bundle::Bundles,
         cri::{self, Answer, Cri},
         kernel::{Kernel, btf, hooks::HOOKS, hooks::Hook},
+        kubelet,
         live::Options,
         manifest::View,
         proc,
@@ -244,7 +245,8 @@ fn host(report: &mut String, options: &Options) -> std::fmt::Result {
         "privileges",
         if root { "root" } else { "not root: BPF needs CAP_BPF and CAP_PERFMON" },
     )?;
-    let security = |file: &str| match fs::read_to_string(format!("/sys/kernel/security/{file}")) {
+    let host = kubelet::host_root(Path::new("/proc"));
+    let security = |file: &str| match fs::read_to_string(host.join("sys/kernel/security").join(file)) {
         Ok(text) => text.trim().to_owned(),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             "unknown: securityfs is not mounted (mount -t securityfs none /sys/kernel/security)".to_owned()

@@ -109,14 +109,26 @@ impl Discovery {
     }
 }
 
-/// The host's root: `/` on the host. An agent in a container sees the host's through its first process.
-pub(super) fn host_root(proc: &Path) -> PathBuf {
-    let namespace = |process: &str| std::fs::read_link(proc.join(process).join("ns/mnt")).ok();
-    let init = proc.join("1/root");
-    match (namespace("1"), namespace("self")) {
-        (Some(host), Some(own)) if host != own && init.is_dir() => init,
-        _ => PathBuf::from("/"),
+/// The host's root: `/` on the host. An agent in a container sees the host's through its first process; or, where that one may
+/// not be looked at, through the first other one that is in kthreadd's mount namespace and not in a root of its own.
+pub(crate) fn host_root(proc: &Path) -> PathBuf {
+    let link = |process: &Path, name: &str| std::fs::read_link(process.join(name)).ok();
+    let namespace = |process: &str| link(&proc.join(process), "ns/mnt");
+    let (Some(host), Some(own)) = (namespace("1").or_else(|| namespace("2")), namespace("self")) else {
+        return PathBuf::from("/");
+    };
+    if host == own {
+        return PathBuf::from("/");
     }
+    let mut processes = pids(proc).into_iter().map(|pid| proc.join(pid.to_string()));
+    // A kernel thread has no executable, and a root that may be left over from the start of the system.
+    let is_host = |process: &PathBuf| {
+        link(process, "ns/mnt").as_ref() == Some(&host)
+            && link(process, "exe").is_some()
+            && (process.ends_with("1") || link(process, "root").as_deref() == Some(Path::new("/")))
+            && process.join("root").is_dir()
+    };
+    processes.find(is_host).map_or_else(|| PathBuf::from("/"), |process| process.join("root"))
 }
 
 /// The container runtimes' sockets that running kubelets are told to use: pid of the kubelet, and the path inside its root.
@@ -167,12 +179,15 @@ impl Found<'_> {
 
 /// Kubelets among the running processes, by pid. A thread is no process: `/proc` lists none.
 fn kubelets(proc: &Path) -> Vec<Kubelet> {
-    let Ok(entries) = std::fs::read_dir(proc) else {
-        return Vec::new();
-    };
+    pids(proc).into_iter().filter_map(|pid| kubelet(proc, pid)).take(MAX_KUBELETS).collect()
+}
+
+/// The processes that run, in order.
+fn pids(proc: &Path) -> Vec<u32> {
+    let entries = std::fs::read_dir(proc).into_iter().flatten();
     let mut pids: Vec<u32> = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
     pids.sort_unstable();
-    pids.into_iter().filter_map(|pid| kubelet(proc, pid)).take(MAX_KUBELETS).collect()
+    pids
 }
 
 fn kubelet(proc: &Path, pid: u32) -> Option<Kubelet> {
@@ -332,6 +347,35 @@ pub(super) mod tests {
         node.file("/c", "staticPodPath: /one");
         node.process(7, "/usr/bin/kubelet", &["kubelet", "--pod_manifest_path", "four", "--config=/c"]);
         assert_eq!(node.only(), ("/work/four".to_owned(), WatchReason::KubeletFlag));
+    }
+
+    #[test]
+    fn the_hosts_root_is_seen_through_the_first_process_that_may_be_looked_at() {
+        let node = Node::new();
+        let proc = node.discovery().proc;
+        let process = |pid: &str, namespace: &str, root: Option<&Path>| {
+            let dir = proc.join(pid);
+            fs::create_dir_all(dir.join("ns")).unwrap();
+            let _ = fs::remove_file(dir.join("ns/mnt"));
+            symlink(namespace, dir.join("ns/mnt")).unwrap();
+            if let Some(root) = root {
+                symlink("/bin/x", dir.join("exe")).unwrap();
+                symlink(root, dir.join("root")).unwrap();
+            }
+        };
+        assert_eq!(host_root(&proc), Path::new("/"), "nothing can be looked at");
+        process("2", "mnt:[1]", None);
+        process("self", "mnt:[1]", None);
+        assert_eq!(host_root(&proc), Path::new("/"), "on the host");
+        process("self", "mnt:[9]", None);
+        assert_eq!(host_root(&proc), Path::new("/"), "in a container, where nobody of the host can be looked at");
+        process("30", "mnt:[9]", Some(Path::new("/")));
+        process("40", "mnt:[1]", Some(&node.root()));
+        process("50", "mnt:[1]", Some(Path::new("/")));
+        process("200", "mnt:[1]", Some(Path::new("/")));
+        assert_eq!(host_root(&proc), proc.join("50/root"), "neither the container's nor one in a root of its own");
+        process("1", "mnt:[1]", Some(&node.root()));
+        assert_eq!(host_root(&proc), proc.join("1/root"), "the first one, whatever its root");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use detector_common::ARGV_MAX;
 use nix::time::{ClockId, clock_gettime};
 use procfs::process::{self, Process};
 
+use super::kubelet;
 use crate::record::{BootNs, HookState, InodeKey, Policy, ProcessSeed, SharedNamespaces, Start};
 
 /// Most cgroups read at start, against a tree that somebody made endless.
@@ -76,15 +77,15 @@ pub struct Seeds {
 /// # Errors
 /// When `/proc` itself cannot be listed.
 pub fn seed() -> Result<Seeds, procfs::ProcError> {
-    let cgroups = cgroups();
-    let by_path: BTreeMap<&str, u64> = cgroups.iter().map(|(id, path)| (path.as_str(), *id)).collect();
+    let root = cgroup2_root();
+    let (cgroups, members) = root.as_deref().map(cgroups).unwrap_or_default();
     let mut processes: Vec<_> =
-        process::all_processes()?.filter_map(Result::ok).filter_map(|found| read_process(&found, &by_path)).collect();
+        process::all_processes()?.filter_map(Result::ok).filter_map(|found| read_process(&found, &members)).collect();
     processes.sort_by_key(|found| (found.start, found.pid));
     Ok(Seeds { cgroups, processes })
 }
 
-fn read_process(found: &Process, cgroups: &BTreeMap<&str, u64>) -> Option<ProcessSeed> {
+fn read_process(found: &Process, cgroups: &BTreeMap<u32, u64>) -> Option<ProcessSeed> {
     let stat = found.stat().ok()?;
     let mut argv = Vec::new();
     let mut kept = 0;
@@ -98,10 +99,10 @@ fn read_process(found: &Process, cgroups: &BTreeMap<&str, u64>) -> Option<Proces
         argv.push(arg);
     }
     let exe = found.exe().map(|path| path.to_string_lossy().into_owned());
-    let cgroup = found.cgroups().ok().and_then(|all| all.0.into_iter().find(|one| one.hierarchy == 0));
     let root = PathBuf::from(format!("/proc/{}/ns", found.pid()));
+    let pid = u32::try_from(stat.pid).ok()?;
     Some(ProcessSeed {
-        pid: u32::try_from(stat.pid).ok()?,
+        pid,
         start: stat.starttime,
         parent_pid: u32::try_from(stat.ppid).unwrap_or(0),
         parent_start: None,
@@ -112,7 +113,7 @@ fn read_process(found: &Process, cgroups: &BTreeMap<&str, u64>) -> Option<Proces
         uid: found.status().map(|status| status.ruid).unwrap_or(0),
         login_uid: found.loginuid().ok().filter(|uid| *uid != u32::MAX),
         tty: terminal(stat.tty_nr),
-        cgroup_id: cgroup.and_then(|one| cgroups.get(one.pathname.as_str()).copied()).unwrap_or(0),
+        cgroup_id: cgroups.get(&pid).copied().unwrap_or(0),
         mnt_ns: namespace(&root.join("mnt")),
         pid_ns: namespace(&root.join("pid")),
         shared: shared_namespaces(|which| namespace(&root.join(which))),
@@ -145,15 +146,21 @@ fn terminal(number: i32) -> Option<String> {
     })
 }
 
-/// Ids and paths of the cgroups of the v2 hierarchy; empty when there is none.
-fn cgroups() -> Vec<(u64, String)> {
-    let Some(root) = cgroup2_root() else { return Vec::new() };
-    let mut found = Vec::new();
-    let mut todo = vec![root.clone()];
+/// Ids and paths of the cgroups of a v2 hierarchy, and which process is in which.
+///
+/// Each cgroup is asked for its processes, and not each process for its cgroup: what `/proc/<pid>/cgroup` says is relative to
+/// the reader's cgroup namespace, and an agent in a container has one of its own.
+fn cgroups(root: &Path) -> (Vec<(u64, String)>, BTreeMap<u32, u64>) {
+    let (mut found, mut members) = (Vec::new(), BTreeMap::new());
+    let mut todo = vec![root.to_owned()];
     while let Some(dir) = todo.pop() {
         let Ok(metadata) = fs::metadata(&dir) else { continue };
-        let path = dir.strip_prefix(&root).map(|below| format!("/{}", below.display())).unwrap_or_default();
-        found.push((metadata.ino(), path));
+        let path = dir.strip_prefix(root).map(|below| format!("/{}", below.display())).unwrap_or_default();
+        let id = metadata.ino();
+        found.push((id, path));
+        // Fails for a threaded cgroup: its processes are listed by the one above it.
+        let pids = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+        members.extend(pids.lines().filter_map(|pid| Some((pid.parse().ok()?, id))));
         if found.len() >= CGROUPS_MAX {
             break;
         }
@@ -162,14 +169,19 @@ fn cgroups() -> Vec<(u64, String)> {
             entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()),
         );
     }
-    found
+    (found, members)
 }
 
-/// Where the v2 hierarchy is mounted.
+/// Where the v2 hierarchy is mounted on the host, as this process reaches it: in a container, what is mounted shows the
+/// container's own part of it.
 #[must_use]
 pub fn cgroup2_root() -> Option<PathBuf> {
-    let mounts = Process::myself().and_then(|me| me.mountinfo()).ok()?;
-    mounts.0.into_iter().find(|mount| mount.fs_type == "cgroup2").map(|mount| mount.mount_point)
+    let host = kubelet::host_root(Path::new("/proc"));
+    // The process through which the host is seen.
+    let process = host.parent().map_or_else(Process::myself, |dir| Process::new_with_root(dir.to_owned()));
+    let mounts = process.and_then(|process| process.mountinfo()).ok()?;
+    let mount = mounts.0.into_iter().find(|mount| mount.fs_type == "cgroup2")?;
+    Some(host.join(mount.mount_point.strip_prefix("/").unwrap_or(&mount.mount_point)))
 }
 
 /// Block devices that the file systems of these inodes lie on, in the kernel's encoding: the device, the disk of a partition,

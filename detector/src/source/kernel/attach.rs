@@ -1,5 +1,7 @@
 //! Attaching hooks by the best way that this kernel lets them.
 
+use std::path::Path;
+
 use aya::{
     Btf, Ebpf,
     programs::{Program, ProgramError},
@@ -11,7 +13,7 @@ use super::{
     chain,
     hooks::{Attach, Backend, HOOKS, Hook, NO_SYSCALLS, Role},
 };
-use crate::record::HookState;
+use crate::{record::HookState, source::kubelet::host_root};
 
 /// Attaches hooks, each by the first way that this kernel lets it.
 pub struct Attacher<'a> {
@@ -133,7 +135,9 @@ impl Attacher<'_> {
 
 /// A BPF LSM program attaches on kernels where `bpf` is no active security module, and then never runs.
 fn lsm_is_active() -> Result<(), &'static str> {
-    match std::fs::read_to_string("/sys/kernel/security/lsm") {
+    // In a container securityfs is not mounted: the host's is looked at.
+    let host = host_root(Path::new("/proc"));
+    match std::fs::read_to_string(host.join("sys/kernel/security/lsm")) {
         Ok(list) if list.trim().split(',').any(|name| name == "bpf") => Ok(()),
         Ok(_) => Err("bpf is not an active security module (boot with lsm=...,bpf)"),
         Err(_) => Err("whether bpf is an active security module cannot be told: securityfs is not mounted"),
