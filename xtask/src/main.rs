@@ -1,7 +1,11 @@
 //! What a contributor types. Every command sets up what it needs.
 
 mod bench;
+mod deb;
+mod image;
+mod manifests;
 mod node;
+mod oci;
 mod setup;
 mod stats;
 mod test;
@@ -39,6 +43,12 @@ enum Task {
     Bench(bench::Options),
     /// Run the evasion suite on real kernels in virtual machines
     Vm(vm::Options),
+    /// Make the agent's image as an OCI archive; no container tool is needed
+    Image(image::Options),
+    /// Make the Debian package of the agent, for nodes outside of Kubernetes' scheduling
+    Deb(deb::Options),
+    /// Render deploy/ with kustomize and helm, and validate it against the schemas of Kubernetes
+    Manifests,
     /// Run scenarios on a private Kubernetes node: containerd, runc and kubelet for real
     Node(node::Options),
     /// An act of a node's scenario that is a system call
@@ -62,6 +72,9 @@ fn main() -> ExitCode {
         Task::Test => test::test(),
         Task::Bench(options) => bench::bench(&options),
         Task::Vm(options) => vm::vm(&options),
+        Task::Image(options) => image::image(&options),
+        Task::Deb(options) => deb::deb(&options),
+        Task::Manifests => manifests::manifests(),
         Task::Node(options) => node::node(&options),
         Task::NodeAct { what, pid } => node::act::act(what, pid),
         Task::Loop { what, count, dir, samples } => bench::loops::run(what, count, &dir, samples),
@@ -113,6 +126,27 @@ fn build_as(profile: &str) -> anyhow::Result<PathBuf> {
     check(cargo().args(["build", "--quiet", "--package", "detector"]).args(flags))?;
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
     Ok(target.join(profile).join("detector"))
+}
+
+/// Builds the statically linked release agent, and what else the arguments say; returns the directory of programs.
+fn build_static(arch: vm::Arch, also: &[&str]) -> anyhow::Result<PathBuf> {
+    setup::setup(&[])?;
+    setup::standard_library(arch.target())?;
+    let compiler = setup::static_compiler(arch.target())?;
+    eprintln!("==> building the static agent for {}", arch.name());
+    let target = root().join("target/static");
+    check(
+        cargo()
+            .args(["build", "--quiet", "--release", "--package", "detector"])
+            .args(also)
+            .args(["--target", arch.target(), "--target-dir"])
+            .arg(&target)
+            .envs(compiler)
+            // Comes with rustc: another architecture needs no C linker of its own.
+            .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER", "rust-lld")
+            .env("RUSTFLAGS", "-C target-feature=+crt-static -C strip=symbols"),
+    )?;
+    Ok(target.join(arch.target()).join("release"))
 }
 
 fn run(args: &[String]) -> anyhow::Result<()> {

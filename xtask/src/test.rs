@@ -3,7 +3,7 @@
 use std::{process::Command, time::Instant};
 
 use crate::{
-    cargo, check, node,
+    cargo, check, manifests, node,
     setup::{self, Need},
     vm,
 };
@@ -36,6 +36,8 @@ pub fn test() -> anyhow::Result<()> {
         check(&mut step).map_err(|error| error.context(format!("step `{name}` failed")))?;
         took.push(format!("{name} {:.0} s", started.elapsed().as_secs_f64()));
     }
+    eprintln!("==> manifests");
+    manifests::manifests().map_err(|error| error.context("step `manifests` failed"))?;
     eprintln!("==> private node");
     let started = Instant::now();
     node::node(&node::Options::all()).map_err(|error| error.context("step `private node` failed"))?;

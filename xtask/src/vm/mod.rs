@@ -19,8 +19,10 @@ use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{cargo, check, root, setup};
-use kernels::{Arch, Kernel, Wanted};
+use crate::{check, root};
+use kernels::{Kernel, Wanted};
+
+pub use kernels::Arch;
 
 /// Every series that the agent is proven on.
 const ALL: [&str; 5] = ["5.10", "6.1", "6.12", "6.18", "7.3"];
@@ -200,31 +202,7 @@ impl Outcome {
 
 /// The statically linked agent and suite, as an initial file system in `place`.
 fn initrd(arch: Arch, place: &Path) -> anyhow::Result<()> {
-    setup::setup(&[])?;
-    setup::standard_library(arch.target())?;
-    let compiler = setup::static_compiler(arch.target())?;
-    eprintln!("==> building the static agent and the suite for {}", arch.name());
-    let target = root().join("target/static");
-    check(
-        cargo()
-            .args([
-                "build",
-                "--quiet",
-                "--release",
-                "--package",
-                "detector",
-                "--package",
-                "xtask",
-                "--bins",
-                "--examples",
-            ])
-            .args(["--target", arch.target(), "--target-dir"])
-            .arg(&target)
-            .envs(compiler)
-            // Comes with rustc: another architecture needs no C linker of its own.
-            .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER", "rust-lld")
-            .env("RUSTFLAGS", "-C target-feature=+crt-static -C strip=symbols"),
-    )?;
+    let built = crate::build_static(arch, &["--package", "xtask", "--bins", "--examples"])?;
     let tree = place.join("root");
     if tree.exists() {
         fs::remove_dir_all(&tree)?;
@@ -233,7 +211,6 @@ fn initrd(arch: Arch, place: &Path) -> anyhow::Result<()> {
         fs::create_dir_all(tree.join(dir))?;
     }
     fs::copy(kernels::busybox(arch, &place.join("kernels"))?, tree.join("bin/busybox"))?;
-    let built = target.join(arch.target()).join("release");
     for program in ["detector", "xtask"] {
         fs::copy(built.join(program), tree.join("suite").join(program))?;
     }

@@ -1,0 +1,177 @@
+//! `cargo xtask deb`: the agent as a Debian package, by dpkg-deb.
+
+use std::{
+    fs,
+    io::Write as _,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::Context as _;
+
+use crate::{check, root, setup::output, vm::Arch};
+
+const NAME: &str = "detector";
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+#[derive(clap::Args)]
+pub struct Options {
+    /// What kind of node it is for
+    #[arg(long, value_name = "ARCH", default_value = "amd64")]
+    arch: Arch,
+    /// Who vouches for the package: Name <address>
+    #[arg(long, value_name = "WHO", default_value = "The detector developers <root@localhost>")]
+    maintainer: String,
+    /// Write the package to FILE
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+}
+
+/// Builds the agent and packs it; prints the package's SHA-256.
+///
+/// # Errors
+/// When it cannot be built or packed.
+pub fn deb(options: &Options) -> anyhow::Result<()> {
+    let package = Package {
+        program: crate::build_static(options.arch, &[])?.join("detector"),
+        arch: options.arch,
+        maintainer: &options.maintainer,
+        time: time()?,
+    };
+    let tree = root().join("target/deb");
+    pack(&package, &tree, &options.output)?;
+    print!("{}", output(Command::new("sha256sum").arg(&options.output))?);
+    Ok(())
+}
+
+/// What goes into a package beside what is in `deploy/`.
+struct Package<'a> {
+    program: PathBuf,
+    arch: Arch,
+    maintainer: &'a str,
+    /// Of every file, in seconds since 1970, so that the same source gives the same package.
+    time: u64,
+}
+
+/// `SOURCE_DATE_EPOCH`, or when the last commit was made.
+fn time() -> anyhow::Result<u64> {
+    let text = match std::env::var("SOURCE_DATE_EPOCH") {
+        Ok(text) => text,
+        Err(_) => output(Command::new("git").args(["log", "-1", "--format=%ct"]).current_dir(root()))
+            .context("when the source was made (without git, set SOURCE_DATE_EPOCH)")?,
+    };
+    text.trim().parse().with_context(|| format!("SOURCE_DATE_EPOCH is no number of seconds: {text:?}"))
+}
+
+/// Lays the files out below `tree`, and packs them.
+fn pack(package: &Package, tree: &Path, to: &Path) -> anyhow::Result<()> {
+    if tree.exists() {
+        fs::remove_dir_all(tree).with_context(|| tree.display().to_string())?;
+    }
+    let deploy = root().join("deploy");
+    let read = |path: PathBuf| fs::read(&path).with_context(|| path.display().to_string());
+    let debian = |name: &str| read(deploy.join("debian").join(name));
+    let doc = format!("usr/share/doc/{NAME}");
+    let date = output(Command::new("date").args(["--utc", "-R", &format!("--date=@{}", package.time)]))?;
+    let changes = format!(
+        "{NAME} ({VERSION}) unstable; urgency=medium\n\n  * See README.md, and CHANGELOG.md of the source.\n\n -- {}  {date}",
+        package.maintainer
+    );
+    let files = [
+        (format!("usr/bin/{NAME}"), 0o755, read(package.program.clone())?),
+        (format!("lib/systemd/system/{NAME}.service"), 0o644, read(deploy.join("detector.service"))?),
+        (format!("etc/default/{NAME}"), 0o644, debian("default")?),
+        (format!("{doc}/copyright"), 0o644, debian("copyright")?),
+        (format!("{doc}/README.md"), 0o644, read(deploy.join("README.md"))?),
+        (format!("{doc}/changelog.gz"), 0o644, gzip(changes.as_bytes())?),
+        (format!("usr/share/lintian/overrides/{NAME}"), 0o644, debian("lintian-overrides")?),
+    ];
+    let mut sums = String::new();
+    let mut size = 0;
+    for (path, mode, content) in &files {
+        write(&tree.join(path), *mode, content)?;
+        size += content.len().div_ceil(1024);
+        if !path.starts_with("etc/") {
+            let sum = output(Command::new("md5sum").arg(path).current_dir(tree))?;
+            sums += &sum;
+        }
+    }
+    let control = format!(
+        "Package: {NAME}\nVersion: {VERSION}\nArchitecture: {}\nMaintainer: {}\nInstalled-Size: {size}\n\
+         Pre-Depends: init-system-helpers (>= 1.54~)\nSection: admin\nPriority: optional\n\
+         Description: Node-level runtime detector for Kubernetes\n \
+         Sees, in the kernel, static pods being planted, commands executed in\n \
+         containers from outside, and pause images that do more than pause; and\n \
+         says which process of which pod did it.\n \
+         .\n \
+         The agent runs beside kubelet, and needs neither a kernel module nor the\n \
+         API server. It takes a kernel with BTF.\n",
+        package.arch.name(),
+        package.maintainer,
+    );
+    write(&tree.join("DEBIAN/control"), 0o644, control.as_bytes())?;
+    write(&tree.join("DEBIAN/md5sums"), 0o644, sums.as_bytes())?;
+    write(&tree.join("DEBIAN/conffiles"), 0o644, format!("/etc/default/{NAME}\n").as_bytes())?;
+    for script in ["postinst", "prerm", "postrm"] {
+        write(&tree.join("DEBIAN").join(script), 0o755, &debian(script)?)?;
+    }
+    // Whatever the umask was.
+    check(Command::new("chmod").args(["-R", "a+rX,go-w"]).arg(tree))?;
+    check(
+        Command::new("dpkg-deb")
+            .args(["--build", "--root-owner-group", "-Zxz"])
+            .arg(tree)
+            .arg(to)
+            .env("SOURCE_DATE_EPOCH", package.time.to_string())
+            .stdout(std::io::stderr()),
+    )
+}
+
+/// Without name and time.
+fn gzip(bytes: &[u8]) -> anyhow::Result<Vec<u8>> {
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    gzip.write_all(bytes)?;
+    Ok(gzip.finish()?)
+}
+
+/// A file in directories of its own.
+fn write(path: &Path, mode: u32, content: &[u8]) -> anyhow::Result<()> {
+    let dir = path.parent().context("a file without directory")?;
+    fs::create_dir_all(dir)?;
+    fs::write(path, content).with_context(|| path.display().to_string())?;
+    Ok(fs::set_permissions(path, fs::Permissions::from_mode(mode))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_package_is_the_same_bytes_twice_and_says_what_it_is_and_whose_its_files_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("program");
+        fs::write(&program, b"\x7fELF").unwrap();
+        let package = Package { program, arch: Arch::Arm64, maintainer: "A B <a@b.example>", time: 1_700_000_000 };
+        let [one, two] = ["one", "two"].map(|name| {
+            let to = dir.path().join(format!("{name}.deb"));
+            pack(&package, &dir.path().join("target").join(name), &to).unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(1100));
+            to
+        });
+        assert!(fs::read(&one).unwrap() == fs::read(&two).unwrap(), "packages differ");
+        let said = |option: &str| output(Command::new("dpkg-deb").arg(option).arg(&one)).unwrap();
+        let field = |name: &str| output(Command::new("dpkg-deb").arg("--field").arg(&one).arg(name)).unwrap();
+        assert_eq!(field("Architecture").trim(), "arm64");
+        assert_eq!(field("Version").trim(), VERSION);
+        let listed = said("--contents");
+        for line in listed.lines() {
+            assert!(line.contains(" root/root "), "{line}");
+        }
+        for wanted in
+            ["-rwxr-xr-x root/root         4 2023-11-14 22:13 ./usr/bin/detector\n", " ./etc/default/detector\n"]
+        {
+            assert!(listed.contains(wanted), "{wanted:?} is not in\n{listed}");
+        }
+    }
+}
