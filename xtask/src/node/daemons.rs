@@ -76,6 +76,8 @@ pub fn up(tools: Tools, detector: PathBuf, runtime: Runtime) -> anyhow::Result<N
     kubelet.arg("--container-runtime=remote");
     kubelet.arg(format!("--container-runtime-endpoint=unix://{}", place("containerd.sock").display()));
     kubelet.arg(format!("--root-dir={}", place("kubelet").display()));
+    // By default below /var/lib/kubelet, whatever its root is.
+    kubelet.arg(format!("--seccomp-profile-root={}", place("kubelet/seccomp").display()));
     kubelet.arg(format!("--cert-dir={}", place("pki").display()));
     kubelet.arg(format!("--hostname-override={NAME}"));
     daemons.push(("kubelet", daemon(&tools, "kubelet", &kubelet)?));

@@ -2,7 +2,9 @@
 
 use std::{
     ffi::OsStr,
+    fs::File,
     io::{BufRead as _, BufReader},
+    path::Path,
     process::Command,
     sync::mpsc::{self, Receiver, RecvTimeoutError},
     thread,
@@ -21,6 +23,8 @@ use crate::bench::agent::Agent;
 
 /// How long an alert may take before it is missed. Latency is measured by the benchmark, not here.
 const PATIENCE: Duration = Duration::from_secs(8);
+/// How long an agent in a container may take to be ready.
+const START: Duration = Duration::from_secs(30);
 /// How long silence is listened to: longer than the agent's slow timers.
 const SILENCE: Duration = Duration::from_millis(2500);
 
@@ -55,6 +59,41 @@ impl Watch {
             }
         });
         Ok(Self { agent: Some(agent), alerts, seen: Vec::new() })
+    }
+
+    /// Reads what an agent in a container says, from the log that its runtime writes, once it is ready.
+    ///
+    /// # Errors
+    /// When it does not get ready, with what it said.
+    pub fn of_log(log: &Path) -> anyhow::Result<Self> {
+        let (send, alerts) = mpsc::channel();
+        let mut log = Log { reader: BufReader::new(File::open(log)?), line: String::new(), said: String::new() };
+        let deadline = Instant::now() + START;
+        let mut said = Vec::new();
+        loop {
+            match log.next()? {
+                Some((_, text)) if text.starts_with("ready:") => break,
+                Some((_, text)) => said.push(text),
+                None if Instant::now() > deadline => bail!("the agent did not start: {}", said.join("; ")),
+                None => thread::sleep(Duration::from_millis(20)),
+            }
+        }
+        thread::spawn(move || {
+            // Ends when an alert comes that nobody listens to any more, or with the process.
+            while let Ok(next) = log.next() {
+                let Some((stream, text)) = next else {
+                    thread::sleep(Duration::from_millis(20));
+                    continue;
+                };
+                if stream == "stdout" {
+                    let alert = serde_json::from_str(&text).map_err(|error| format!("not JSON: {error}: {text}"));
+                    if send.send(alert).is_err() {
+                        break;
+                    }
+                }
+            }
+        });
+        Ok(Self { agent: None, alerts, seen: Vec::new() })
     }
 
     /// Keeps an alert, unless it is about a pod or file of another node on this machine: developers run more than one thing.
@@ -116,6 +155,35 @@ impl Watch {
     /// When it ends without them.
     pub fn stop(mut self) -> anyhow::Result<Value> {
         self.agent.take().context("the agent was ended before")?.stop()
+    }
+}
+
+/// A log as runtimes write it: `time stream tag text`, where the tag says whether the line goes on.
+struct Log {
+    reader: BufReader<File>,
+    /// What of a line is written yet.
+    line: String,
+    /// What of a line in parts was read.
+    said: String,
+}
+
+impl Log {
+    /// The next whole line, and where it was said; `None` when there is none yet.
+    fn next(&mut self) -> anyhow::Result<Option<(String, String)>> {
+        loop {
+            if self.reader.read_line(&mut self.line)? == 0 || !self.line.ends_with('\n') {
+                return Ok(None);
+            }
+            let line = std::mem::take(&mut self.line);
+            let mut fields = line.trim_end_matches('\n').splitn(4, ' ').skip(1);
+            let (Some(stream), Some(tag), Some(text)) = (fields.next(), fields.next(), fields.next()) else {
+                bail!("not a line of a container's log: {line:?}");
+            };
+            self.said += text;
+            if tag == "F" {
+                return Ok(Some((stream.to_owned(), std::mem::take(&mut self.said))));
+            }
+        }
     }
 }
 
@@ -184,4 +252,31 @@ pub fn names_pod(alert: &Value, pod: &Pod) -> anyhow::Result<()> {
 pub fn equal(field: &str, found: &Value, expected: &str) -> anyhow::Result<()> {
     anyhow::ensure!(found == expected, "{field} is {found}, expected {expected:?}");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_that_the_runtime_broke_in_parts_is_one_and_one_that_is_not_whole_yet_is_none() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let say = |text: &str| {
+            use std::io::Write as _;
+            file.as_file().write_all(text.as_bytes()).unwrap();
+        };
+        let mut log =
+            Log { reader: BufReader::new(File::open(file.path()).unwrap()), line: String::new(), said: String::new() };
+        say(
+            "2026-11-25T00:00:00Z stderr F ready: 1 of 1\n2026-11-25T00:00:00Z stdout P {\"a\":\n2026-11-25T00:00:00Z stdout F  1}\n2026 std",
+        );
+        let of = |stream: &str, text: &str| Some((stream.to_owned(), text.to_owned()));
+        assert_eq!(log.next().unwrap(), of("stderr", "ready: 1 of 1"));
+        assert_eq!(log.next().unwrap(), of("stdout", "{\"a\": 1}"));
+        assert_eq!(log.next().unwrap(), None);
+        say("out F {}\n");
+        assert_eq!(log.next().unwrap(), of("stdout", "{}"));
+        say("nonsense\n");
+        assert!(log.next().is_err());
+    }
 }

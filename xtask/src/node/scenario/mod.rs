@@ -1,6 +1,7 @@
 //! What is done on the node, and what the agent must say.
 
 pub mod act;
+mod deployed;
 mod exec;
 mod image;
 mod pause;
@@ -42,6 +43,7 @@ pub const ALL: &[Scenario] = &[
     scenario("pause-connect", "a pod under a pause image that connects", pause::connects),
     scenario("pause-config", "containerd's configuration names another pause image", pause::config),
     scenario("image-arrival", "images imported and pulled", image::arrival),
+    scenario("deployed", "the agent's image, in the pod of deploy/ and with no more than that", deployed::deployed),
     scenario("thousand", "containers by the thousand, started and removed through the CRI", thousand::thousand),
 ];
 
