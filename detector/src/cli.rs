@@ -19,7 +19,7 @@ use crate::{
     record::Policy,
     recorder::{Recorder, Target, segments::Limits},
     replay, run,
-    sink::{Format, Stdout},
+    sink::{Form, Sinks, Spec, Stdout, spec},
     source::{
         kernel::{self, hooks::Backend},
         kubelet::Discovery,
@@ -37,8 +37,27 @@ Examples:
   detector drill static-pod                     prove it: plant a harmless manifest and wait for the alert
   detector run --record /var/lib/detector       and keep what happened, for later
   detector replay /var/lib/detector/*.trace     tell it again, anywhere
+  detector run --output syslog: --output otlp+http://otel:4318 --spool /var/spool/detector
 
 Exit status: 0 fine, 1 failed, 2 wrong usage; 3 when `replay --fail-on` found something.";
+
+const OUTPUT_HELP: &str = "\
+Where alerts go, and how; may be given several times, and none waits for another
+[default: stdout:pretty on a terminal, stdout:json elsewhere]
+
+  stdout:pretty | stdout:json | stdout:ocsf | stdout:falco
+  file:///PATH?rotate=10MiB&keep=5&format=json|ocsf|falco
+  syslog:                                     RFC 5424 to /dev/log; also syslog+unix:///PATH
+  syslog+udp://HOST:514  syslog+tcp://HOST:601
+  syslog+tls://HOST:6514?ca=FILE&cert=FILE&key=FILE
+                                              all of them: &format=json|cef &facility=authpriv &max=8096
+  journald:
+  otlp+http://HOST:4318  otlp+https://HOST:4318
+  webhook+http://HOST/PATH  webhook+https://HOST/PATH
+                                              &format=json|ocsf|falco &batch=N &query=...
+                                              both: &header=NAME:VALUE &header_file=FILE; https: &ca= &cert= &key=
+
+Of those whose receiver may be away: &spool=DIR &spool_size=64MiB. In values, & is %26, + is %2B, # is %23 and % is %25.";
 
 /// Sees static pods being planted on a Kubernetes node, in the kernel, and says who did it.
 #[derive(Debug, Parser)]
@@ -144,9 +163,12 @@ struct Run {
     /// A program that may change manifests under --deny, by its executable; may be given several times
     #[arg(long, value_name = "PATH[=SHA256]", requires = "deny", value_parser = trust)]
     trust: Vec<Trust>,
-    /// How alerts are written [default: pretty on a terminal, json elsewhere]
-    #[arg(long, value_name = "SINK")]
-    output: Option<Output>,
+    /// Where alerts go, and how; may be given several times [default: stdout:pretty on a terminal, stdout:json elsewhere]
+    #[arg(long = "output", value_name = "SINK", long_help = OUTPUT_HELP)]
+    outputs: Vec<Spec>,
+    /// Keep alerts in DIR whose receiver is away, until it is back; without it they wait in memory, 4 MiB a sink
+    #[arg(long, value_name = "DIR")]
+    spool: Option<PathBuf>,
     /// Keep what happens as traces in DIR, the latest of it; for what was found see DIR/evidence
     #[arg(long, value_name = "DIR")]
     record: Option<PathBuf>,
@@ -205,25 +227,16 @@ struct Replay {
     /// SHA-256 of a pause program, instead of those that were given when the trace was made; may be given several times
     #[arg(long = "pause-binary", value_name = "SHA256", value_parser = pause_binary)]
     pause_binaries: Vec<String>,
-    /// How alerts are written [default: pretty on a terminal, json elsewhere]
-    #[arg(long, value_name = "SINK", value_name = "SINK")]
-    output: Option<Output>,
+    /// How alerts are written: stdout:pretty, stdout:json, stdout:ocsf, stdout:falco [default: stdout:pretty on a terminal,
+    /// stdout:json elsewhere]
+    #[arg(long, value_name = "SINK", value_parser = stdout)]
+    output: Option<Form>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Deny {
     /// Writes, renames, links, mounts and the like in static-pod directories
     StaticPod,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Output {
-    /// One JSON object a line
-    #[value(name = "stdout:json")]
-    Json,
-    /// For people
-    #[value(name = "stdout:pretty")]
-    Pretty,
 }
 
 #[derive(Args, Debug)]
@@ -373,26 +386,36 @@ fn duration(text: &str) -> Result<Duration, String> {
     signed.try_into().map_err(|_| "a time before now".to_owned())
 }
 
-fn sink(output: Option<Output>) -> Stdout {
+fn stdout(text: &str) -> Result<Form, String> {
+    match text.parse::<Spec>().map_err(|error| error.to_string())?.kind() {
+        spec::Kind::Stdout(form) => Ok(*form),
+        _ => {
+            Err("a replay writes to standard output only: stdout:pretty, stdout:json, stdout:ocsf, stdout:falco"
+                .to_owned())
+        }
+    }
+}
+
+/// How standard output looks unless told otherwise, and whether in colours.
+fn usual() -> (Form, bool) {
     let terminal = std::io::stdout().is_terminal();
-    let output = output.unwrap_or(if terminal { Output::Pretty } else { Output::Json });
-    Stdout::new(match output {
-        Output::Json => Format::Json,
-        Output::Pretty => Format::Pretty { colour: terminal && std::env::var_os("NO_COLOR").is_none() },
-    })
+    (if terminal { Form::Pretty } else { Form::Json }, terminal && std::env::var_os("NO_COLOR").is_none())
 }
 
 fn start(run: Run, started: Instant) -> anyhow::Result<ExitCode> {
     let deny = run.deny.map(|Deny::StaticPod| run.trust);
     let limits = Limits { size: run.record_size.as_u64(), age: run.record_age, free: run.record_free };
     let recorder = run.record.map(|dir| Recorder::start(Target::Dir(dir, limits))).transpose()?;
-    run::run(&live::Options { deny, ..run.source.options() }, Some(sink(run.output)), recorder, started)?;
+    let (form, colour) = usual();
+    let outputs = if run.outputs.is_empty() { vec![Spec::stdout(form)] } else { run.outputs };
+    let sinks = Sinks::start(&outputs, run.spool.as_deref(), colour)?;
+    run::run(&live::Options { deny, ..run.source.options() }, sinks, recorder, started)?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn record_to(record: Record, started: Instant) -> anyhow::Result<ExitCode> {
     let recorder = Recorder::start(Target::File(record.output))?;
-    run::run(&record.source.options(), None, Some(recorder), started)?;
+    run::run(&record.source.options(), Sinks::default(), Some(recorder), started)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -412,7 +435,8 @@ fn play(replay: Replay) -> anyhow::Result<ExitCode> {
         report: replay.report,
         policy: (policy != Policy::default()).then_some(policy),
     };
-    match replay::replay(&options, sink(replay.output)) {
+    let (form, colour) = usual();
+    match replay::replay(&options, Stdout::new(replay.output.unwrap_or(form), colour)) {
         // Whoever reads has read enough.
         Err(error) if command::is_broken_pipe(&error) => Ok(ExitCode::SUCCESS),
         result => result,

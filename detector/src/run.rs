@@ -1,4 +1,4 @@
-//! `detector run`: the live source, the pipeline behind it, and standard output and the recorder at the end.
+//! `detector run`: the live source, the pipeline behind it, and sinks and the recorder at the end.
 
 use std::{
     collections::BTreeMap,
@@ -23,7 +23,7 @@ use crate::{
     pipeline::Pipeline,
     record::{Body, DirState, Record, Watched},
     recorder::{Recorded, Recorder},
-    sink::Stdout,
+    sink::{self, Sinks},
     source::live::{self, Identity, Live},
 };
 
@@ -48,6 +48,8 @@ pub struct Stats {
     /// What was recorded, where something was.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recorded: Option<Recorded>,
+    /// What became of the alerts, by sink.
+    pub sinks: Vec<sink::State>,
     /// From the start of the process until every hook was attached and the first look taken, in ms.
     pub attach_ms: f64,
 }
@@ -56,17 +58,12 @@ pub struct Stats {
 ///
 /// # Errors
 /// When the live source cannot start or go on, standard output is gone, or a recording to one file fails.
-pub fn run(
-    options: &live::Options,
-    sink: Option<Stdout>,
-    recorder: Option<Recorder>,
-    started: Instant,
-) -> anyhow::Result<()> {
+pub fn run(options: &live::Options, sinks: Sinks, recorder: Option<Recorder>, started: Instant) -> anyhow::Result<()> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut records = Vec::new();
-        let mut ends = Ends { pipeline: Pipeline::new(), standing: Standing::default(), sink, recorder };
+        let mut ends = Ends { pipeline: Pipeline::new(), standing: Standing::default(), sinks, recorder };
         let mut stats = Stats::default();
         let mut live = Live::start(options, &mut records)?;
         // Parsing the kernel's types took many times what the agent needs from now on.
@@ -106,6 +103,7 @@ pub fn run(
         stats.undecodable = ends.pipeline.stats().undecodable;
         stats.first_execs = ends.pipeline.context().first_execs;
         stats.identity = live.identity();
+        stats.sinks = ends.sinks.finish()?;
         stats.recorded = ends.recorder.map(Recorder::finish).transpose().context("recording")?;
         writeln!(io::stderr(), "stats: {}", serde_json::to_string(&stats)?)?;
         Ok(())
@@ -124,7 +122,7 @@ async fn answered(runtimes: Option<&AsyncFd<RawFd>>) -> io::Result<AsyncFdReadyG
 struct Ends {
     pipeline: Pipeline,
     standing: Standing,
-    sink: Option<Stdout>,
+    sinks: Sinks,
     recorder: Option<Recorder>,
 }
 
@@ -146,9 +144,7 @@ impl Ends {
             for alert in self.pipeline.push(record) {
                 stats.alerts += 1;
                 found |= alert.severity >= EVIDENCE;
-                if let Some(sink) = &mut self.sink {
-                    sink.send(&alert)?;
-                }
+                self.sinks.send(alert)?;
             }
         }
         if let Some(recorder) = self.recorder.take_if(|recorder| recorder.has_ended()) {

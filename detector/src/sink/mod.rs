@@ -1,28 +1,44 @@
-//! Sinks: alerts as lines.
+//! Sinks: alerts to whoever reads them.
+//!
+//! [`Spec`] names one, [`Sinks`] are those of an agent, each with a bounded queue and a thread of its own, so that none waits for
+//! another. [`format`] is pure; what may be away is behind a [`spool`].
 
+mod backoff;
+mod fanout;
+pub mod format;
+mod http;
+mod local;
 pub mod pretty;
+mod queue;
+mod remote;
+pub mod spec;
+pub mod spool;
+mod syslog;
+mod tls;
 
 use std::io::{self, Write as _};
 
+pub use fanout::{Sinks, StartError};
+pub use queue::State;
+pub use spec::{Form, Spec};
+
 use crate::alert::Alert;
 
-/// How alerts look on standard output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// One JSON object a line.
-    Json,
-    /// For people.
-    Pretty { colour: bool },
-}
+/// What makes bytes of an alert, for a sink.
+type Render = Box<dyn Fn(&Alert) -> Vec<u8> + Send>;
 
 /// Standard output.
 #[derive(Debug)]
-pub struct Stdout(Format);
+pub struct Stdout {
+    form: Form,
+    colour: bool,
+}
 
 impl Stdout {
+    /// `colour` is for people only.
     #[must_use]
-    pub fn new(format: Format) -> Self {
-        Self(format)
+    pub fn new(form: Form, colour: bool) -> Self {
+        Self { form, colour }
     }
 
     /// Writes one alert, and flushes: whoever reads it is waiting.
@@ -30,14 +46,24 @@ impl Stdout {
     /// # Errors
     /// When standard output is gone.
     pub fn send(&mut self, alert: &Alert) -> io::Result<()> {
-        let line = match self.0 {
-            Format::Json => json(alert)?,
-            Format::Pretty { colour } => pretty::render(alert, colour),
-        };
+        let line = line(alert, self.form, self.colour)?;
         let mut out = io::stdout().lock();
         out.write_all(line.as_bytes())?;
         out.flush()
     }
+}
+
+/// An alert in one of the forms, with what ends it.
+///
+/// # Errors
+/// Never for an alert; the serializer's type says that it could.
+pub fn line(alert: &Alert, form: Form, colour: bool) -> Result<String, serde_json::Error> {
+    Ok(match form {
+        Form::Json => json(alert)?,
+        Form::Pretty => pretty::render(alert, colour),
+        Form::Ocsf => format!("{}\n", format::ocsf::render(alert)),
+        Form::Falco => format!("{}\n", format::falco::render(alert)),
+    })
 }
 
 /// An alert as one line of JSON, newline included. JSON escapes control characters, so a line is a line whatever a path holds.
