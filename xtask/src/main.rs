@@ -67,7 +67,7 @@ enum Task {
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
-        Task::Setup => setup::setup(&[setup::Need::Containerd, setup::Need::Chromium]),
+        Task::Setup => setup::setup(&[setup::Need::Containerd, setup::Need::Chromium, setup::Need::Rsyslog]),
         Task::Run { args } => run(&args),
         Task::Test => test::test(),
         Task::Bench(options) => bench::bench(&options),

@@ -23,6 +23,8 @@ pub enum Need {
     Containerd,
     /// A browser: a test renders reports in it.
     Chromium,
+    /// rsyslogd, and openssl for its certificates: tests send alerts to a real one.
+    Rsyslog,
 }
 
 /// Installs what is missing, and says so; names everything that stands in the way at once.
@@ -52,6 +54,9 @@ pub fn setup(needs: &[Need]) -> anyhow::Result<()> {
     if needs.contains(&Need::Chromium) {
         chromium()?;
     }
+    if needs.contains(&Need::Rsyslog) {
+        rsyslog()?;
+    }
     linker()?;
     core_source()
 }
@@ -72,6 +77,21 @@ fn chromium() -> anyhow::Result<()> {
     say("installing chromium (a test renders reports in it)");
     apt_install(&["chromium", "fonts-dejavu-core"]).context(
         "no chromium (with a network, type: apt-get install --no-install-recommends chromium fonts-dejavu-core)",
+    )
+}
+
+fn rsyslog() -> anyhow::Result<()> {
+    // Where libraries of programs lie depends on the architecture.
+    let tls = || {
+        fs::read_dir("/usr/lib")
+            .is_ok_and(|dirs| dirs.filter_map(Result::ok).any(|dir| dir.path().join("rsyslog/lmnsd_ossl.so").exists()))
+    };
+    if Path::new("/usr/sbin/rsyslogd").exists() && tls() && found("openssl") {
+        return Ok(());
+    }
+    say("installing rsyslog and openssl (tests send alerts to a real one)");
+    apt_install(&["rsyslog", "rsyslog-openssl", "openssl"]).context(
+        "no rsyslog (with a network, type: apt-get install --no-install-recommends rsyslog rsyslog-openssl openssl)",
     )
 }
 

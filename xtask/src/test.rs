@@ -13,7 +13,7 @@ use crate::{
 /// # Errors
 /// When something is missing or fails; which step it was is in the message.
 pub fn test() -> anyhow::Result<()> {
-    setup::setup(&[Need::Root, Need::Btf, Need::Containerd, Need::Chromium])?;
+    setup::setup(&[Need::Root, Need::Btf, Need::Containerd, Need::Chromium, Need::Rsyslog])?;
     let mut took = Vec::new();
     let steps = [
         ("format", with(&["fmt", "--all", "--check"])),

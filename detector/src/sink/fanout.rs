@@ -121,6 +121,7 @@ impl Sinks {
                 thread::sleep(Duration::from_millis(5));
             }
             result = result.and(sink.join());
+            sink.counts.say_rest(&sink.name);
         }
         result.map(|()| self.states())
     }

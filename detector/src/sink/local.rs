@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     Stdout, line,
-    queue::{Counts, Queued, batch},
+    queue::{Counts, Loss, Queued, batch},
     spec::FileSpec,
 };
 
@@ -52,7 +52,7 @@ pub(super) fn file(queue: &Receiver<Queued>, spec: FileSpec, name: &str, counts:
                     said = Some(Instant::now());
                     eprintln!("degraded: sink {name}: {error}");
                 }
-                counts.lose(name, alerts.len() as u64, "the file cannot be written to");
+                counts.lose(name, alerts.len() as u64, Loss::File);
             }
         }
     }

@@ -45,8 +45,35 @@ pub(super) struct Counts {
     dropped: AtomicU64,
     queued: AtomicU64,
     waiting: AtomicU64,
-    /// When it was said last that alerts are lost, and how many of them.
-    said: Mutex<Option<(Instant, u64)>>,
+    /// Why alerts are lost, when that was said last, and how many since.
+    said: Mutex<Vec<(Loss, Instant, u64)>>,
+}
+
+/// Why alerts are lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Loss {
+    /// The sink's queue is full.
+    Queue,
+    /// The spool is full.
+    Spool,
+    /// The receiver will never take them.
+    Refused,
+    /// The file cannot be written to.
+    File,
+    /// The agent ends while they wait in memory.
+    End,
+}
+
+impl Loss {
+    fn why(self) -> &'static str {
+        match self {
+            Self::Queue => "it does not keep up",
+            Self::Spool => "more waits than the spool may hold, and the oldest give way",
+            Self::Refused => "the receiver refuses them",
+            Self::File => "the file cannot be written to",
+            Self::End => "the agent ends, and they waited in memory (--spool DIR keeps them)",
+        }
+    }
 }
 
 impl Counts {
@@ -64,7 +91,7 @@ impl Counts {
     /// The last one of them found no room.
     pub fn overflow(&self, name: &str) {
         self.queued.fetch_sub(1, Relaxed);
-        self.lose(name, 1, "it does not keep up");
+        self.lose(name, 1, Loss::Queue);
     }
 
     pub fn deliver(&self, count: u64) {
@@ -76,19 +103,34 @@ impl Counts {
         self.waiting.store(count, Relaxed);
     }
 
-    /// Counts alerts that are lost, and says so now and then.
-    pub fn lose(&self, name: &str, count: u64, why: &str) {
-        let dropped = self.dropped.fetch_add(count, Relaxed) + count;
+    /// Counts alerts that are lost, and says so: at once, and then every ten seconds.
+    pub fn lose(&self, name: &str, count: u64, loss: Loss) {
+        if count == 0 {
+            return;
+        }
+        self.dropped.fetch_add(count, Relaxed);
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        if said.is_none_or(|(when, _)| when.elapsed() >= SAY) {
-            let since = said.map_or(0, |(_, before)| before);
-            eprintln!("degraded: sink {name}: {} alerts are lost: {why}", dropped - since);
-            *said = Some((Instant::now(), dropped));
+        match said.iter_mut().find(|(known, ..)| *known == loss) {
+            None => {
+                said.push((loss, Instant::now(), 0));
+                say(name, count, loss);
+            }
+            Some((_, when, since)) => {
+                *since += count;
+                if when.elapsed() >= SAY {
+                    *when = Instant::now();
+                    say(name, std::mem::take(since), loss);
+                }
+            }
         }
     }
 
-    pub fn refuse(&self, name: &str, count: u64, why: &str) {
-        self.lose(name, count, &format!("the receiver refuses them ({})", crate::escape::escape_to(why, 200)));
+    /// Says what was lost since it was said last.
+    pub fn say_rest(&self, name: &str) {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        for (loss, _, since) in said.iter_mut().filter(|(.., since)| *since > 0) {
+            say(name, std::mem::take(since), *loss);
+        }
     }
 
     pub fn state(&self, sink: &str) -> State {
@@ -101,6 +143,10 @@ impl Counts {
             waiting: self.queued.load(Relaxed) + self.waiting.load(Relaxed),
         }
     }
+}
+
+fn say(name: &str, count: u64, loss: Loss) {
+    eprintln!("degraded: sink {name}: alerts are lost, {count} more: {}", loss.why());
 }
 
 /// The next alerts, as many as are there; `None` when no more will come.

@@ -10,9 +10,10 @@ use std::{
 
 use super::{
     backoff::Backoff,
-    queue::{Counts, Queued, batch},
+    queue::{Counts, Loss, Queued, batch},
     spool::{Mark, Spool},
 };
+use crate::escape::escape_to;
 
 /// How often what was sent is looked after, and how long a failing sink is silent about the same thing.
 const TICK: Duration = Duration::from_millis(100);
@@ -111,10 +112,7 @@ fn report(spool: &mut Spool, name: &str, counts: &Counts) {
     for note in spool.take_notes() {
         eprintln!("degraded: sink {name}: {note}");
     }
-    let dropped = spool.take_dropped();
-    if dropped > 0 {
-        counts.lose(name, dropped, "more waits than the spool's bound allows, and the oldest give way");
-    }
+    counts.lose(name, spool.take_dropped(), Loss::Spool);
     counts.wait(spool.waiting());
 }
 
@@ -131,12 +129,14 @@ pub(super) struct Delivery {
     away: Option<Instant>,
     /// A message of the last sending was refused: they go one by one.
     singly: u32,
+    /// It was said why something was refused.
+    refused: bool,
 }
 
 impl Delivery {
     pub fn new(peer: Box<dyn Peer>, shared: Arc<Shared>, counts: Arc<Counts>, name: String) -> Self {
         let (backoff, doubtful) = (Backoff::default(), VecDeque::new());
-        Self { peer, shared, counts, name, backoff, doubtful, away: None, singly: 0 }
+        Self { peer, shared, counts, name, backoff, doubtful, away: None, singly: 0, refused: false }
     }
 
     /// Delivers until everything is delivered after the queue's end, or the grace is over.
@@ -177,12 +177,12 @@ impl Delivery {
                 Err(Trouble::Partly(refused, why)) => {
                     self.well();
                     self.settle_all(mark, refused);
-                    self.counts.refuse(&self.name, refused, &why);
+                    self.refuse(refused, &why);
                 }
                 Err(Trouble::Refused(why)) if messages.len() == 1 => {
                     self.well();
                     self.settle_all(mark, 1);
-                    self.counts.refuse(&self.name, 1, &why);
+                    self.refuse(1, &why);
                 }
                 Err(Trouble::Refused(_)) => {
                     // Which one it is shows when they go one by one.
@@ -207,6 +207,14 @@ impl Delivery {
         if let Some(away) = self.away.take() {
             eprintln!("sink {}: delivers again after {:.0} s", self.name, away.elapsed().as_secs_f64());
         }
+    }
+
+    /// The receiver will never take so many. Why is said for the first of them.
+    fn refuse(&mut self, count: u64, why: &str) {
+        if !std::mem::replace(&mut self.refused, true) {
+            eprintln!("degraded: sink {}: the receiver refuses: {}", self.name, escape_to(why, 200));
+        }
+        self.counts.lose(&self.name, count, Loss::Refused);
     }
 
     fn took(&mut self, mark: Mark) {
@@ -277,13 +285,7 @@ impl Delivery {
         state.spool.write_position();
         report(&mut state.spool, &self.name, &self.counts);
         let mortal = state.spool.mortal();
-        if mortal > 0 {
-            self.counts.lose(
-                &self.name,
-                mortal,
-                "the agent ends, and they waited in memory: a spool (--spool DIR) keeps them",
-            );
-            self.counts.wait(state.spool.waiting() - mortal);
-        }
+        self.counts.lose(&self.name, mortal, Loss::End);
+        self.counts.wait(state.spool.waiting() - mortal);
     }
 }

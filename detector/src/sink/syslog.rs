@@ -10,7 +10,8 @@ use std::{
     },
     path::PathBuf,
     sync::Arc,
-    time::Duration,
+    thread,
+    time::{Duration, Instant, SystemTime},
 };
 
 use nix::sys::socket::{setsockopt, sockopt};
@@ -35,18 +36,21 @@ const BATCH: usize = 128;
 pub(super) struct Unix {
     path: PathBuf,
     /// The socket, and which file it is connected to.
-    socket: Option<(UnixDatagram, (u64, u64))>,
+    socket: Option<(UnixDatagram, Bound)>,
     sent: u64,
 }
+
+/// A bound socket's file. An inode's number may be used again at once; its birth tells them apart.
+type Bound = (u64, u64, Option<SystemTime>);
 
 impl Unix {
     pub fn new(path: PathBuf) -> Self {
         Self { path, socket: None, sent: 0 }
     }
 
-    fn file(&self) -> io::Result<(u64, u64)> {
+    fn file(&self) -> io::Result<Bound> {
         let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", self.path.display()));
-        fs::metadata(&self.path).map(|file| (file.dev(), file.ino())).map_err(named)
+        fs::metadata(&self.path).map(|file| (file.dev(), file.ino(), file.created().ok())).map_err(named)
     }
 }
 
@@ -94,8 +98,16 @@ impl Peer for Unix {
         self.socket = None;
     }
 
+    /// A receiver that is there has read everything soon.
     fn close(&mut self) -> bool {
-        self.sent().is_ok_and(|(sent, arrived)| sent == arrived)
+        let deadline = Instant::now() + GOODBYE;
+        loop {
+            match self.sent() {
+                Ok((sent, arrived)) if sent == arrived => return true,
+                Ok(_) if Instant::now() < deadline => thread::sleep(Duration::from_millis(2)),
+                _ => return false,
+            }
+        }
     }
 }
 
