@@ -61,7 +61,8 @@ fn run() -> anyhow::Result<bool> {
 
 fn beside(detector: &Path, args: &[OsString], watched: &Path) -> anyhow::Result<bool> {
     let mut agent = Command::new(detector)
-        .args(["run", "--output", "stdout:json", "--no-default-dirs", "--manifest-dir"])
+        .args(["run", "--output", "stdout:json", "--group-window", "0s", "--rate-limit", "0"])
+        .args(["--no-default-dirs", "--manifest-dir"])
         .arg(watched)
         .args(args)
         .stdout(Stdio::piped())

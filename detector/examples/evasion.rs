@@ -322,7 +322,8 @@ fn start_agent(
     dirs: &[PathBuf],
 ) -> anyhow::Result<(Child, Receiver<Value>, Receiver<String>, bool)> {
     let mut command = Command::new(detector);
-    command.args(["run", "--output", "stdout:json"]).args(args);
+    // Every act is asked for, also the second one that is like another.
+    command.args(["run", "--output", "stdout:json", "--group-window", "0s", "--rate-limit", "0"]).args(args);
     for dir in dirs {
         command.arg("--manifest-dir").arg(dir);
     }

@@ -13,6 +13,20 @@ pub enum Severity {
     Critical,
 }
 
+impl Severity {
+    /// As alerts have it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Info => "info",
+            Self::Low => "low",
+            Self::Medium => "medium",
+            Self::High => "high",
+            Self::Critical => "critical",
+        }
+    }
+}
+
 /// One alert: a line of JSON on stdout. Fields are only ever added.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Alert {
@@ -36,6 +50,11 @@ pub struct Alert {
     pub manifest: Option<crate::manifest::Manifest>,
     pub evidence: Vec<Evidence>,
     pub trace: TraceRef,
+    /// How many findings this one stands for: those that were identical with one that was told before, or were held back.
+    pub count: u64,
+    /// When the first and the last of them happened; `None` when it is about one.
+    pub first_time: Option<String>,
+    pub last_time: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

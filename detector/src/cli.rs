@@ -1,30 +1,28 @@
 //! The command line.
 
-use std::{
-    io::IsTerminal as _,
-    path::PathBuf,
-    process::ExitCode,
-    time::{Duration, Instant},
-};
+use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode, time::Instant};
 
-use bytesize::ByteSize;
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use jiff::{SignedDuration, Timestamp};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum, error::ErrorKind};
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     alert::Severity,
-    context::image,
-    detect::technique,
+    config::{
+        Config, Digest, HookName, Output, RateLimit, Sha256, Size, Span, Trusted, checks,
+        command::{self as config_command, ConfigCommand},
+        file,
+        watch::Watch,
+    },
     doctor, drill,
     record::Policy,
-    recorder::{Recorder, Target, segments::Limits},
+    recorder::{Recorder, Target},
     replay, run,
-    sink::{Form, Sinks, Spec, Stdout, spec},
+    sink::{Form, Sinks, Spec, StartError, Stdout, spec},
     source::{
         kernel::{self, hooks::Backend},
-        kubelet::Discovery,
         live,
-        trust::Trust,
     },
     trace::command::{self, TraceCommand},
 };
@@ -38,6 +36,7 @@ Examples:
   detector run --record /var/lib/detector       and keep what happened, for later
   detector replay /var/lib/detector/*.trace     tell it again, anywhere
   detector run --output syslog: --output otlp+http://otel:4318 --spool /var/spool/detector
+  detector config show                          every setting and its default, as a file to begin with
 
 Exit status: 0 fine, 1 failed, 2 wrong usage; 3 when `replay --fail-on` found something.";
 
@@ -79,6 +78,9 @@ enum Command {
     Doctor(Source),
     /// Perform a technique harmlessly, and say whether the alert came and how fast
     Drill(Drill),
+    /// Check, show and describe configurations
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Look into traces: what they cover, and their records
     #[command(subcommand)]
     Trace(TraceCommand),
@@ -100,23 +102,23 @@ pub struct Source {
     #[arg(long = "manifest-dir", value_name = "DIR")]
     pub manifest_dirs: Vec<PathBuf>,
     /// Watch only what --manifest-dir names: neither running kubelets' directories nor the usual ones
-    #[arg(long, requires = "manifest_dirs")]
+    #[arg(long)]
     pub no_default_dirs: bool,
     /// Read the running kernel's BTF from FILE instead of /sys/kernel/btf/vmlinux
     #[arg(long, value_name = "FILE")]
     pub btf: Option<PathBuf>,
     /// Do not attach the hook called NAME (as in `detector doctor`); may be given several times
-    #[arg(long = "without-hook", value_name = "NAME", value_parser = hook_name)]
-    pub without_hooks: Vec<String>,
+    #[arg(long = "without-hook", value_name = "NAME", value_parser = value::<HookName>)]
+    pub without_hooks: Vec<HookName>,
     /// See acts by this backend only [default: the best that this kernel lets attach]
     #[arg(long, value_name = "BACKEND")]
     pub hooks: Option<Hooks>,
     /// Digest of an image (sha256:...) that is a pause image beside the Kubernetes project's own; may be given several times
-    #[arg(long = "pause-digest", value_name = "DIGEST", value_parser = pause_digest)]
-    pub pause_digests: Vec<String>,
+    #[arg(long = "pause-digest", value_name = "DIGEST", value_parser = value::<Digest>)]
+    pub pause_digests: Vec<Digest>,
     /// SHA-256 of a pause program; with one or more, pods whose pause is none of them are alerts; may be given several times
-    #[arg(long = "pause-binary", value_name = "SHA256", value_parser = pause_binary)]
-    pub pause_binaries: Vec<String>,
+    #[arg(long = "pause-binary", value_name = "SHA256", value_parser = value::<Sha256>)]
+    pub pause_binaries: Vec<Sha256>,
     /// Ask the container runtime behind this socket about containers and images; may be given several times [default: the
     /// sockets that running kubelets use, and the usual ones]
     #[arg(long = "cri-socket", value_name = "PATH")]
@@ -130,7 +132,9 @@ pub struct Source {
 }
 
 /// How acts are seen.
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
 pub enum Hooks {
     /// BPF LSM programs
     Lsm,
@@ -153,34 +157,46 @@ impl From<Hooks> for Backend {
     }
 }
 
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 struct Run {
+    /// Take what no flag says from FILE, and what changes in it while the agent runs; see `detector config show`
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     #[command(flatten)]
     source: Source,
     /// Refuse changes of what is watched, except by the programs of --trust; needs BPF LSM
     #[arg(long, value_name = "TECHNIQUE")]
     deny: Option<Deny>,
     /// A program that may change manifests under --deny, by its executable; may be given several times
-    #[arg(long, value_name = "PATH[=SHA256]", requires = "deny", value_parser = trust)]
-    trust: Vec<Trust>,
+    #[arg(long, value_name = "PATH[=SHA256]", value_parser = value::<Trusted>)]
+    trust: Vec<Trusted>,
     /// Where alerts go, and how; may be given several times [default: stdout:pretty on a terminal, stdout:json elsewhere]
-    #[arg(long = "output", value_name = "SINK", long_help = OUTPUT_HELP)]
-    outputs: Vec<Spec>,
+    #[arg(long = "output", value_name = "SINK", value_parser = value::<Output>, long_help = OUTPUT_HELP)]
+    outputs: Vec<Output>,
     /// Keep alerts in DIR whose receiver is away, until it is back; without it they wait in memory, 4 MiB a sink
     #[arg(long, value_name = "DIR")]
     spool: Option<PathBuf>,
     /// Keep what happens as traces in DIR, the latest of it; for what was found see DIR/evidence
     #[arg(long, value_name = "DIR")]
     record: Option<PathBuf>,
-    /// Most that the traces in DIR may take; the oldest go first, evidence last
-    #[arg(long, value_name = "SIZE", default_value = "1GiB", requires = "record")]
-    record_size: ByteSize,
-    /// How long traces in DIR are kept that are no evidence: 24h, 7d
-    #[arg(long, value_name = "TIME", default_value = "24h", requires = "record", value_parser = duration)]
-    record_age: Duration,
-    /// How much of DIR's file system stays free in any case; beyond 10 % a kubelet begins to evict pods
-    #[arg(long, value_name = "PERCENT", default_value = "15", requires = "record", value_parser = clap::value_parser!(u8).range(0..=99))]
-    record_free: u8,
+    /// Most that the traces in DIR may take; the oldest go first, evidence last [default: 1GiB]
+    #[arg(long, value_name = "SIZE", value_parser = value::<Size>)]
+    record_size: Option<Size>,
+    /// How long traces in DIR are kept that are no evidence: 24h, 7d [default: 24h]
+    #[arg(long, value_name = "TIME", value_parser = value::<Span>)]
+    record_age: Option<Span>,
+    /// How much of DIR's file system stays free in any case; beyond 10 % a kubelet begins to evict pods [default: 15]
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=99))]
+    record_free: Option<u8>,
+    /// How long findings identical with one that was told are counted, to be told as one; 0s to tell each [default: 60s]
+    #[arg(long, value_name = "TIME", value_parser = value::<Span>)]
+    group_window: Option<Span>,
+    /// Most alerts a minute of one technique about one pod, critical ones aside; 0 for any number [default: 60]
+    #[arg(long, value_name = "NUMBER")]
+    rate_limit: Option<u32>,
+    /// Say on standard error which exception silenced what
+    #[arg(long)]
+    explain: bool,
 }
 
 #[derive(Args, Debug)]
@@ -207,7 +223,7 @@ struct Replay {
     #[arg(long, value_name = "POD")]
     pod: Option<String>,
     /// Tell only of this technique: static-pod, container-exec, ...
-    #[arg(long, value_name = "ID", value_parser = technique)]
+    #[arg(long, value_name = "ID", value_parser = checks::technique)]
     technique: Option<String>,
     /// Tell only what this process did, or one that descends from it
     #[arg(long, value_name = "PID")]
@@ -222,15 +238,21 @@ struct Replay {
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
     /// Digest of an image that is a pause image, instead of those that were given when the trace was made; may be given several times
-    #[arg(long = "pause-digest", value_name = "DIGEST", value_parser = pause_digest)]
+    #[arg(long = "pause-digest", value_name = "DIGEST", value_parser = checks::pause_digest)]
     pause_digests: Vec<String>,
     /// SHA-256 of a pause program, instead of those that were given when the trace was made; may be given several times
-    #[arg(long = "pause-binary", value_name = "SHA256", value_parser = pause_binary)]
+    #[arg(long = "pause-binary", value_name = "SHA256", value_parser = checks::pause_binary)]
     pause_binaries: Vec<String>,
     /// How alerts are written: stdout:pretty, stdout:json, stdout:ocsf, stdout:falco [default: stdout:pretty on a terminal,
     /// stdout:json elsewhere]
     #[arg(long, value_name = "SINK", value_parser = stdout)]
     output: Option<Form>,
+    /// Judge by the exceptions, the grouping and the pause images of FILE, and not by what was configured when the trace was made
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Say on standard error which exception silenced what
+    #[arg(long)]
+    explain: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -256,6 +278,7 @@ pub fn main(started: Instant) -> ExitCode {
         Command::Replay(replay) => play(replay),
         Command::Doctor(source) => doctor::doctor(&source.options()),
         Command::Drill(drill) => drill::drill(drill.technique, &drill.source),
+        Command::Config(command) => config_command::config(&command),
         Command::Trace(trace) => command::trace(&trace),
         Command::DrillStep(step) => drill::container::step(&step),
         Command::Floor { hooks } => floor(hooks.into()),
@@ -273,23 +296,77 @@ impl Source {
     /// As the live source takes it.
     #[must_use]
     pub fn options(&self) -> live::Options {
-        live::Options {
-            kernel: kernel::Options {
-                btf: self.btf.clone(),
-                without: self.without_hooks.clone(),
-                backend: self.hooks.map(Into::into),
-            },
-            discovery: Discovery {
-                explicit: self.manifest_dirs.clone(),
-                defaults: !self.no_default_dirs,
-                proc: PathBuf::from("/proc"),
-            },
-            node: self.node_name.clone(),
-            deny: None,
-            cri: (!self.no_cri).then(|| self.cri_sockets.clone()),
-            policy: Policy { pause_digests: self.pause_digests.clone(), pause_binaries: self.pause_binaries.clone() },
+        self.config().options()
+    }
+
+    /// As a configuration; what does not fit together is wrong usage.
+    fn config(&self) -> Config {
+        let mut config = Config::default();
+        self.over(&mut config);
+        if let Err(conflict) = config.fits() {
+            wrong_usage(&conflict.on_the_command_line());
+        }
+        config
+    }
+
+    /// What was given overrides a configuration.
+    fn over(&self, config: &mut Config) {
+        list(&self.manifest_dirs, &mut config.manifest_dirs);
+        config.default_dirs &= !self.no_default_dirs;
+        one(&self.btf.clone().map(Some), &mut config.btf);
+        list(&self.without_hooks, &mut config.without_hooks);
+        one(&self.hooks.map(Some), &mut config.hooks);
+        list(&self.pause_digests, &mut config.pause.digests);
+        list(&self.pause_binaries, &mut config.pause.binaries);
+        if !self.cri_sockets.is_empty() {
+            config.cri.ask = true;
+        }
+        list(&self.cri_sockets, &mut config.cri.sockets);
+        if self.no_cri {
+            config.cri.ask = false;
+            config.cri.sockets.clear();
+        }
+        one(&self.node_name.clone().map(Some), &mut config.node_name);
+    }
+}
+
+impl Run {
+    /// What was given overrides a configuration.
+    fn over(&self, config: &mut Config) {
+        self.source.over(config);
+        if let Some(Deny::StaticPod) = self.deny {
+            config.deny.static_pod = true;
+        }
+        list(&self.trust, &mut config.deny.trust);
+        list(&self.outputs, &mut config.outputs);
+        one(&self.spool.clone().map(Some), &mut config.spool);
+        one(&self.record.clone().map(Some), &mut config.record.dir);
+        one(&self.record_size, &mut config.record.size);
+        one(&self.record_age, &mut config.record.age);
+        one(&self.record_free, &mut config.record.free_percent);
+        one(&self.group_window, &mut config.grouping.window);
+        one(&self.rate_limit, &mut config.rate_limit.alerts);
+        if self.rate_limit.is_some() {
+            config.rate_limit.per = RateLimit::default().per;
         }
     }
+}
+
+fn list<T: Clone>(given: &[T], config: &mut Vec<T>) {
+    if !given.is_empty() {
+        *config = given.to_vec();
+    }
+}
+
+fn one<T: Clone>(given: &Option<T>, config: &mut T) {
+    if let Some(given) = given {
+        config.clone_from(given);
+    }
+}
+
+/// A value of the configuration on the command line.
+fn value<T: TryFrom<String, Error = String>>(text: &str) -> Result<T, String> {
+    text.to_owned().try_into()
 }
 
 impl Source {
@@ -302,13 +379,13 @@ impl Source {
             add("--manifest-dir", dir.as_os_str());
         }
         for hook in &self.without_hooks {
-            add("--without-hook", hook.as_ref());
+            add("--without-hook", hook.as_ref().as_ref());
         }
         for digest in &self.pause_digests {
-            add("--pause-digest", digest.as_ref());
+            add("--pause-digest", digest.as_ref().as_ref());
         }
         for binary in &self.pause_binaries {
-            add("--pause-binary", binary.as_ref());
+            add("--pause-binary", binary.as_ref().as_ref());
         }
         for socket in &self.cri_sockets {
             add("--cri-socket", socket.as_os_str());
@@ -332,58 +409,9 @@ impl Source {
     }
 }
 
-fn trust(text: &str) -> Result<Trust, String> {
-    let (path, sha256) = match text.rsplit_once('=') {
-        Some((path, digest)) if digest.len() == 64 && digest.bytes().all(|b| b.is_ascii_hexdigit()) => {
-            (path, Some(digest.to_owned()))
-        }
-        Some(_) => return Err("what follows = is no SHA-256 (64 hex digits)".to_owned()),
-        None => (text, None),
-    };
-    Ok(Trust { path: path.into(), sha256 })
-}
-
-fn pause_digest(text: &str) -> Result<String, String> {
-    let digest = text.to_ascii_lowercase();
-    match image::digest(&digest) {
-        Some(digest) => Ok(digest),
-        None => Err("not a digest: sha256: and 64 hex digits, as in `crictl images --digests`".to_owned()),
-    }
-}
-
-fn pause_binary(text: &str) -> Result<String, String> {
-    let binary = text.to_ascii_lowercase();
-    if !image::is_sha256(&binary) {
-        return Err("not a SHA-256: 64 hex digits, as in the output of `sha256sum`".to_owned());
-    }
-    Ok(binary)
-}
-
-fn hook_name(name: &str) -> Result<String, String> {
-    let known = kernel::hooks::HOOKS.iter().map(|hook| hook.name);
-    if known.clone().any(|hook| hook == name) {
-        return Ok(name.to_owned());
-    }
-    Err(format!("no hook has that name; there are {}", known.collect::<Vec<_>>().join(", ")))
-}
-
-fn technique(id: &str) -> Result<String, String> {
-    let mut known = technique::ALL.iter().map(|technique| technique.id);
-    if known.any(|known| known == id) {
-        return Ok(id.to_owned());
-    }
-    let known: Vec<_> = technique::ALL.iter().map(|technique| technique.id).collect();
-    Err(format!("no technique has that id; there are {}", known.join(", ")))
-}
-
 fn speed(text: &str) -> Result<f64, String> {
     let speed = text.strip_suffix('x').unwrap_or(text).parse::<f64>().ok();
     speed.filter(|speed| (0.001..=1e6).contains(speed)).ok_or_else(|| "no factor, such as 1x or 0.5x".to_owned())
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    let signed: SignedDuration = text.parse().map_err(|error| format!("{error}"))?;
-    signed.try_into().map_err(|_| "a time before now".to_owned())
 }
 
 fn stdout(text: &str) -> Result<Form, String> {
@@ -402,24 +430,65 @@ fn usual() -> (Form, bool) {
     (if terminal { Form::Pretty } else { Form::Json }, terminal && std::env::var_os("NO_COLOR").is_none())
 }
 
-fn start(run: Run, started: Instant) -> anyhow::Result<ExitCode> {
-    let deny = run.deny.map(|Deny::StaticPod| run.trust);
-    let limits = Limits { size: run.record_size.as_u64(), age: run.record_age, free: run.record_free };
-    let recorder = run.record.map(|dir| Recorder::start(Target::Dir(dir, limits))).transpose()?;
+/// The sinks that the configuration names.
+///
+/// # Errors
+/// When one of them cannot be used.
+pub(crate) fn sinks(config: &Config) -> Result<Sinks, StartError> {
     let (form, colour) = usual();
-    let outputs = if run.outputs.is_empty() { vec![Spec::stdout(form)] } else { run.outputs };
-    let sinks = Sinks::start(&outputs, run.spool.as_deref(), colour)?;
-    run::run(&live::Options { deny, ..run.source.options() }, sinks, recorder, started)?;
+    let mut outputs: Vec<_> = config.outputs.iter().map(Output::spec).collect();
+    if outputs.is_empty() {
+        outputs.push(Spec::stdout(form));
+    }
+    Sinks::start(&outputs, config.spool.as_deref(), colour)
+}
+
+/// Says so and exits with 2, as for what clap itself refuses.
+fn wrong_usage(what: &str) -> ! {
+    Cli::command().error(ErrorKind::MissingRequiredArgument, what).exit()
+}
+
+fn start(run: Run, started: Instant) -> anyhow::Result<ExitCode> {
+    let flags = run.clone();
+    let flags = move |config: &mut Config| flags.over(config);
+    let (config, watch) = match &run.config {
+        Some(path) => {
+            let (text, config) = file::load(path, &flags)?;
+            config.expired(Timestamp::now()).iter().for_each(|warning| eprintln!("warning: {warning}"));
+            (config, Some(Watch::start(path.clone(), text, Box::new(flags))?))
+        }
+        None => {
+            let mut config = Config::default();
+            flags(&mut config);
+            if let Err(conflict) = config.fits() {
+                wrong_usage(&conflict.on_the_command_line());
+            }
+            (config, None)
+        }
+    };
+    let bounds = run.record_size.is_some() || run.record_age.is_some() || run.record_free.is_some();
+    if config.record.dir.is_none() && bounds {
+        wrong_usage(
+            "--record-size, --record-age and --record-free are bounds of a recording; name its directory with --record",
+        );
+    }
+    let target = config.record.dir.clone().map(|dir| Target::Dir(dir, config.limits()));
+    let recorder = target.map(Recorder::start).transpose()?;
+    let sinks = sinks(&config)?;
+    run::run(run::Setup { config, watch, sinks, recorder, explain: run.explain }, started)?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn record_to(record: Record, started: Instant) -> anyhow::Result<ExitCode> {
-    let recorder = Recorder::start(Target::File(record.output))?;
-    run::run(&record.source.options(), Sinks::default(), Some(recorder), started)?;
+    let recorder = Some(Recorder::start(Target::File(record.output))?);
+    let config = record.source.config();
+    let sinks = Sinks::default();
+    run::run(run::Setup { config, watch: None, sinks, recorder, explain: false }, started)?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn play(replay: Replay) -> anyhow::Result<ExitCode> {
+    let config = replay.config.as_deref().map(|path| file::load(path, |_| {})).transpose()?;
     let policy = Policy { pause_digests: replay.pause_digests, pause_binaries: replay.pause_binaries };
     let options = replay::Options {
         files: replay.files,
@@ -434,6 +503,8 @@ fn play(replay: Replay) -> anyhow::Result<ExitCode> {
         fail_on: replay.fail_on,
         report: replay.report,
         policy: (policy != Policy::default()).then_some(policy),
+        rules: config.map(|(_, config)| config.rules()),
+        explain: replay.explain,
     };
     let (form, colour) = usual();
     match replay::replay(&options, Stdout::new(replay.output.unwrap_or(form), colour)) {
@@ -455,4 +526,72 @@ fn floor(backend: Backend) -> anyhow::Result<ExitCode> {
         drop(attached);
         Ok(ExitCode::SUCCESS)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::file;
+
+    fn given(args: &[&str], text: &str) -> Config {
+        let Command::Run(run) = Cli::parse_from(["detector", "run"].iter().chain(args)).command else {
+            panic!("{args:?}")
+        };
+        file::interpret("c.yaml", text, |config| run.over(config)).unwrap()
+    }
+
+    #[test]
+    fn flags_override_the_file_and_what_no_flag_says_stays() {
+        let digest = "ab".repeat(32);
+        let text = format!(
+            "manifest_dirs: [/file]\nnode_name: file\nhooks: lsm\nwithout_hooks: [mmap]\nbtf: /file\ncri: {{sockets: [/file]}}\n\
+             pause: {{digests: ['sha256:{digest}'], binaries: ['{digest}']}}\ndeny: {{static_pod: true, trust: [/file]}}\n\
+             record: {{dir: /file, size: 1MiB, age: 1h, free_percent: 1}}\noutputs: [stdout:pretty]\n\
+             grouping: {{window: 1s}}\nrate_limit: {{alerts: 1, per: 1s}}\n"
+        );
+        let file = file::parse("c.yaml", &text).unwrap();
+        assert_eq!(given(&[], &text), file);
+        let other = "cd".repeat(32);
+        let (digest, trust) = (format!("sha256:{other}"), format!("/flag={other}"));
+        let all = [
+            ["--manifest-dir", "/flag"],
+            ["--node-name", "flag"],
+            ["--hooks", "kprobe"],
+            ["--without-hook", "ptrace"],
+            ["--btf", "/flag"],
+            ["--cri-socket", "/flag"],
+            ["--pause-digest", &digest],
+            ["--pause-binary", &other],
+            ["--deny", "static-pod"],
+            ["--trust", &trust],
+            ["--record", "/flag"],
+            ["--record-size", "2MiB"],
+            ["--record-age", "2h"],
+            ["--record-free", "2"],
+            ["--output", "stdout:json"],
+            ["--group-window", "2s"],
+            ["--rate-limit", "2"],
+        ];
+        // Each flag changes its own key, and only that.
+        let value = |config: &Config| serde_json::to_value(config).unwrap();
+        for flag in &all {
+            let one = given(flag, &text);
+            let differ =
+                value(&one).as_object().unwrap().iter().filter(|(key, now)| value(&file)[*key] != **now).count();
+            assert_eq!(differ, usize::from(flag[0] != "--deny"), "{flag:?}");
+        }
+        let every = given(&all.concat(), &text);
+        let shown = value(&every).to_string();
+        assert!(!shown.contains("file\"") && !shown.contains("1MiB"), "{shown}");
+        assert!(!given(&["--no-default-dirs"], &text).default_dirs);
+        let quiet = given(&["--no-cri"], &text);
+        assert_eq!((quiet.cri.ask, quiet.cri.sockets.len()), (false, 0));
+        assert!(given(&["--cri-socket", "/flag"], "cri: {ask: false}").cri.ask);
+    }
+
+    #[test]
+    fn flags_may_make_a_file_right_that_is_not_by_itself() {
+        assert!(file::interpret("c.yaml", "default_dirs: false", |_| {}).is_err());
+        assert_eq!(given(&["--manifest-dir", "/a"], "default_dirs: false").manifest_dirs, [PathBuf::from("/a")]);
+    }
 }

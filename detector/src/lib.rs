@@ -5,6 +5,7 @@
 pub mod alert;
 pub mod argv;
 pub mod cli;
+pub mod config;
 pub mod context;
 pub mod decode;
 pub mod detect;
@@ -15,6 +16,7 @@ pub mod escape;
 pub mod export;
 pub mod manifest;
 mod memory;
+mod nearest;
 pub mod pipeline;
 pub mod record;
 pub mod recorder;
@@ -27,4 +29,5 @@ pub mod syscalls;
 #[cfg(test)]
 mod testing;
 pub mod trace;
+pub mod triage;
 mod yaml;

@@ -100,6 +100,9 @@ fn alert(finding: Finding, record: &Record, context: &Context) -> Alert {
         manifest: finding.manifest,
         evidence: finding.evidence,
         trace: TraceRef { sequence: record.seq },
+        count: 1,
+        first_time: None,
+        last_time: None,
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub(crate) mod form;
 mod node;
+mod rules;
 
 use std::fmt;
 
@@ -12,6 +13,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 pub use node::*;
+pub use rules::*;
 
 /// Nanoseconds of `CLOCK_BOOTTIME` of the recorded host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -62,6 +64,8 @@ pub struct Record {
 pub enum Body {
     /// Always the first record.
     Start(Box<Start>),
+    /// What alerts are judged by from now on: behind the start, and whenever the configuration changes.
+    Config(Box<Rules>),
     /// A process that was there before the agent.
     Process(Box<ProcessSeed>),
     /// A cgroup that was there before the agent.

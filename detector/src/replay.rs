@@ -17,10 +17,12 @@ use crate::{
     alert::{Alert, Severity},
     escape::escape,
     pipeline::Pipeline,
-    record::{Body, BootNs, Policy, Record},
+    record::{Body, BootNs, Policy, Record, Rules},
     report::Report,
+    run::say_outcome,
     sink::Stdout,
     trace::{Item, Joiner, Next, Reader},
+    triage::Triage,
 };
 
 /// Exit code when `--fail-on` found something.
@@ -37,6 +39,10 @@ pub struct Options {
     pub report: Option<PathBuf>,
     /// Taken instead of the recorded one.
     pub policy: Option<Policy>,
+    /// Taken instead of the recorded ones; `policy` goes before.
+    pub rules: Option<Rules>,
+    /// Say which exception silenced what.
+    pub explain: bool,
 }
 
 /// Which alerts are wanted. Everything is replayed whatever it says: an alert needs what came before.
@@ -82,9 +88,11 @@ pub fn replay(options: &Options, mut sink: Stdout) -> anyhow::Result<ExitCode> {
     let mut player = Player {
         options,
         pipeline: Pipeline::new(),
+        triage: triage(options),
         report: options.report.is_some().then(Report::new),
         pace: None,
         found: false,
+        last: None,
     };
     let mut joiner = Joiner::default();
     let mut damaged = false;
@@ -104,6 +112,7 @@ pub fn replay(options: &Options, mut sink: Stdout) -> anyhow::Result<ExitCode> {
                         Next::Skip => {}
                         Next::Push(record) => player.push(record, &mut sink, &bar)?,
                         Next::Restart(opening, record) => {
+                            player.finish(&mut sink, &bar)?;
                             player.restart(opening);
                             player.push(record, &mut sink, &bar)?;
                         }
@@ -121,6 +130,7 @@ pub fn replay(options: &Options, mut sink: Stdout) -> anyhow::Result<ExitCode> {
         }
         bar.finish_and_clear();
     }
+    player.finish(&mut sink, &ProgressBar::hidden())?;
     let undecodable = player.pipeline.stats().undecodable;
     if undecodable > 0 {
         eprintln!("error: {undecodable} kernel records could not be decoded: `detector trace dump` shows them");
@@ -168,20 +178,29 @@ fn progress(bytes: Option<u64>, files: usize, name: &str) -> ProgressBar {
 struct Player<'a> {
     options: &'a Options,
     pipeline: Pipeline,
+    triage: Triage,
     report: Option<Report>,
     /// When what moment of the recording was replayed.
     pace: Option<(Instant, BootNs)>,
     found: bool,
+    last: Option<Record>,
+}
+
+/// By the recorded rules, or by those that are given.
+fn triage(options: &Options) -> Triage {
+    options.rules.as_ref().map_or_else(Triage::new, Triage::fixed)
 }
 
 impl Player<'_> {
     /// Begins anew with the records that a segment opens with. What they would tell was told when it happened.
     fn restart(&mut self, opening: Vec<Record>) {
         self.pipeline = Pipeline::new();
+        self.triage = triage(self.options);
         self.pace = None;
         for mut record in opening {
             self.adapt(&mut record);
             drop(self.pipeline.push(&record));
+            say_outcome(&self.triage.push(&record, Vec::new()), false);
             if let Some(report) = &mut self.report {
                 report.observe(&record, &[], &self.pipeline);
             }
@@ -192,14 +211,28 @@ impl Player<'_> {
         self.adapt(&mut record);
         self.wait(record.time);
         let alerts = self.pipeline.push(&record);
-        if alerts.is_empty() && self.report.is_none() {
-            return Ok(());
-        }
-        let alerts: Vec<_> = alerts.into_iter().filter(|alert| self.options.filter.takes(alert)).collect();
+        let outcome = self.triage.push(&record, alerts);
+        say_outcome(&outcome, self.options.explain);
+        let alerts: Vec<_> = outcome.told.into_iter().filter(|alert| self.options.filter.takes(alert)).collect();
         if let Some(report) = &mut self.report {
             report.observe(&record, &alerts, &self.pipeline);
         }
-        for alert in &alerts {
+        self.last = Some(record);
+        self.tell(&alerts, sink, bar)
+    }
+
+    /// Tells what was counted until now: the stream has ended.
+    fn finish(&mut self, sink: &mut Stdout, bar: &ProgressBar) -> anyhow::Result<()> {
+        let alerts: Vec<_> =
+            self.triage.finish().into_iter().filter(|alert| self.options.filter.takes(alert)).collect();
+        if let (Some(report), Some(last)) = (&mut self.report, &self.last) {
+            report.told(last, &alerts, &self.pipeline);
+        }
+        self.tell(&alerts, sink, bar)
+    }
+
+    fn tell(&mut self, alerts: &[Alert], sink: &mut Stdout, bar: &ProgressBar) -> anyhow::Result<()> {
+        for alert in alerts {
             self.found |= self.options.fail_on.is_some_and(|worst| alert.severity >= worst);
             bar.suspend(|| sink.send(alert))?;
         }
@@ -207,8 +240,12 @@ impl Player<'_> {
     }
 
     fn adapt(&self, record: &mut Record) {
-        if let (Body::Start(start), Some(policy)) = (&mut record.body, &self.options.policy) {
-            start.policy = policy.clone();
+        let policy = self.options.policy.as_ref().or(self.options.rules.as_ref().map(|rules| &rules.policy));
+        let Some(policy) = policy else { return };
+        match &mut record.body {
+            Body::Start(start) => start.policy = policy.clone(),
+            Body::Config(rules) => rules.policy = policy.clone(),
+            _ => {}
         }
     }
 

@@ -1,4 +1,4 @@
-//! `detector run`: the live source, the pipeline behind it, and sinks and the recorder at the end.
+//! `detector run`: the live source, the pipeline behind it, and standard output and the recorder at the end.
 
 use std::{
     collections::BTreeMap,
@@ -14,17 +14,21 @@ use tokio::{
         Interest,
         unix::{AsyncFd, AsyncFdReadyGuard},
     },
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
 };
 
 use crate::{
-    alert::Severity,
+    alert::{Alert, Severity},
+    cli,
+    config::{Config, file::Problem, watch::Watch},
     context::{container::FirstExecs, standing::Standing},
+    escape::escape,
     pipeline::Pipeline,
     record::{Body, DirState, Record, Watched},
     recorder::{Recorded, Recorder},
     sink::{self, Sinks},
-    source::live::{self, Identity, Live},
+    source::live::{Identity, Live},
+    triage::{Counts, Outcome, Triage},
 };
 
 /// A finding from which on what was recorded around it is kept as evidence.
@@ -35,37 +39,57 @@ const EVIDENCE: Severity = Severity::Medium;
 pub struct Stats {
     pub records: u64,
     pub alerts: u64,
+    /// What those alerts stand for: identical ones and those that were held back come as one.
+    pub findings: u64,
     /// Events lost in the kernel, by hook.
     pub lost: BTreeMap<String, u64>,
     /// Runs that the kernel skipped, by hook; whether any of them mattered is not known.
     pub skipped: BTreeMap<String, u64>,
+    /// What was not told each.
+    #[serde(flatten)]
+    pub untold: Counts,
     /// Kernel records that could not be decoded.
     pub undecodable: u64,
     /// Containers by what was known of them when their first program ran.
     pub first_execs: FirstExecs,
     /// What it cost to look containers up.
     pub identity: Identity,
+    /// What became of the alerts, by sink.
+    pub sinks: Vec<sink::State>,
     /// What was recorded, where something was.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recorded: Option<Recorded>,
-    /// What became of the alerts, by sink.
-    pub sinks: Vec<sink::State>,
     /// From the start of the process until every hook was attached and the first look taken, in ms.
     pub attach_ms: f64,
+}
+
+/// How to run.
+pub struct Setup {
+    pub config: Config,
+    /// The file that the configuration is of.
+    pub watch: Option<Watch>,
+    pub sinks: Sinks,
+    pub recorder: Option<Recorder>,
+    /// Say which exception silenced what.
+    pub explain: bool,
 }
 
 /// Runs until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// When the live source cannot start or go on, standard output is gone, or a recording to one file fails.
-pub fn run(options: &live::Options, sinks: Sinks, recorder: Option<Recorder>, started: Instant) -> anyhow::Result<()> {
+pub fn run(setup: Setup, started: Instant) -> anyhow::Result<()> {
+    let Setup { mut config, mut watch, sinks, recorder, explain } = setup;
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        // Without a file a terminal that is closed ends the agent, as it always did.
+        let mut hangup = watch.is_some().then(|| signal(SignalKind::hangup())).transpose()?;
         let mut records = Vec::new();
-        let mut ends = Ends { pipeline: Pipeline::new(), standing: Standing::default(), sinks, recorder };
+        let (pipeline, triage, standing) = (Pipeline::new(), Triage::new(), Standing::default());
+        let mut ends = Ends { pipeline, triage, standing, sinks, recorder, explain };
         let mut stats = Stats::default();
-        let mut live = Live::start(options, &mut records)?;
+        let mut live = Live::start(&config.options(), &mut records)?;
         // Parsing the kernel's types took many times what the agent needs from now on.
         crate::memory::give_back();
         stats.attach_ms = started.elapsed().as_secs_f64() * 1e3;
@@ -90,6 +114,18 @@ pub fn run(options: &live::Options, sinks: Sinks, recorder: Option<Recorder>, st
                 ready = context.readable() => ready?.clear_ready(),
                 ready = answered(runtimes.as_ref()) => ready?.clear_ready(),
                 () = tokio::time::sleep(live.idle()) => {}
+                changed = changed(watch.as_mut()) => {
+                    // What happened before it changed is judged by what stood then.
+                    live.step(&mut records)?;
+                    if let Some(before) = reload(&mut config, changed) {
+                        live.configure(config.rules(), &mut records);
+                        ends.pass_on(&mut records, &mut stats)?;
+                        if config.outputs != before.outputs {
+                            stats.sinks.extend(ends.reopen(&before, &mut config)?);
+                        }
+                    }
+                }
+                () = hung_up(hangup.as_mut()) => watch.iter().for_each(Watch::ask),
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
             }
@@ -100,10 +136,12 @@ pub fn run(options: &live::Options, sinks: Sinks, recorder: Option<Recorder>, st
         live.step(&mut records)?;
         live.last(&mut records)?;
         ends.pass_on(&mut records, &mut stats)?;
+        ends.finish(&mut stats)?;
+        stats.untold = ends.triage.counts().clone();
         stats.undecodable = ends.pipeline.stats().undecodable;
         stats.first_execs = ends.pipeline.context().first_execs;
         stats.identity = live.identity();
-        stats.sinks = ends.sinks.finish()?;
+        stats.sinks.extend(ends.sinks.finish()?);
         stats.recorded = ends.recorder.map(Recorder::finish).transpose().context("recording")?;
         writeln!(io::stderr(), "stats: {}", serde_json::to_string(&stats)?)?;
         Ok(())
@@ -118,12 +156,56 @@ async fn answered(runtimes: Option<&AsyncFd<RawFd>>) -> io::Result<AsyncFdReadyG
     }
 }
 
+/// The next configuration; never without a file.
+async fn changed(watch: Option<&mut Watch>) -> Result<Config, Problem> {
+    match watch {
+        Some(watch) => watch.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// When SIGHUP came.
+async fn hung_up(hangup: Option<&mut Signal>) {
+    match hangup {
+        Some(hangup) => drop(hangup.recv().await),
+        None => std::future::pending().await,
+    }
+}
+
+/// Takes a configuration that was read again, and says what comes of it. Yields the one before where something changed that is applied
+/// at once.
+fn reload(config: &mut Config, changed: Result<Config, Problem>) -> Option<Config> {
+    let new = match changed {
+        Ok(new) => new,
+        Err(problem) => {
+            eprintln!("config: {problem}. What was read before stays in force");
+            return None;
+        }
+    };
+    if new == *config {
+        eprintln!("config: read again, nothing has changed");
+        return None;
+    }
+    let later = config.needs_restart(&new);
+    if !later.is_empty() {
+        eprintln!("config: {}: changed, and in force when the agent is started again", later.join(", "));
+    }
+    let now = new.rules() != config.rules() || new.outputs != config.outputs;
+    if now {
+        eprintln!("config: read again, in force from now on");
+    }
+    let before = std::mem::replace(config, new);
+    now.then_some(before)
+}
+
 /// What is behind the source.
 struct Ends {
     pipeline: Pipeline,
+    triage: Triage,
     standing: Standing,
     sinks: Sinks,
     recorder: Option<Recorder>,
+    explain: bool,
 }
 
 impl Ends {
@@ -141,11 +223,11 @@ impl Ends {
             if self.recorder.is_some() {
                 self.standing.observe(record);
             }
-            for alert in self.pipeline.push(record) {
-                stats.alerts += 1;
-                found |= alert.severity >= EVIDENCE;
-                self.sinks.send(alert)?;
-            }
+            let alerts = self.pipeline.push(record);
+            let outcome = self.triage.push(record, alerts);
+            found |= outcome.worst >= Some(EVIDENCE);
+            say_outcome(&outcome, self.explain);
+            self.tell(outcome.told, stats)?;
         }
         if let Some(recorder) = self.recorder.take_if(|recorder| recorder.has_ended()) {
             recorder.finish().context("recording")?;
@@ -168,6 +250,52 @@ impl Ends {
         }
         Ok(())
     }
+
+    fn tell(&mut self, alerts: Vec<Alert>, stats: &mut Stats) -> anyhow::Result<()> {
+        for alert in alerts {
+            stats.alerts += 1;
+            stats.findings += alert.count;
+            self.sinks.send(alert)?;
+        }
+        Ok(())
+    }
+
+    /// Takes other sinks. Those of before end first: both may have the same spool. Yields what became of their alerts.
+    fn reopen(&mut self, before: &Config, config: &mut Config) -> anyhow::Result<Vec<sink::State>> {
+        let states = std::mem::take(&mut self.sinks).finish()?;
+        self.sinks = match cli::sinks(config) {
+            Ok(sinks) => sinks,
+            Err(error) => {
+                eprintln!("config: outputs: {error}. Those of before stay in force");
+                config.outputs.clone_from(&before.outputs);
+                cli::sinks(config)?
+            }
+        };
+        Ok(states)
+    }
+
+    /// Tells what was counted until now.
+    fn finish(&mut self, stats: &mut Stats) -> anyhow::Result<()> {
+        let alerts = self.triage.finish();
+        self.tell(alerts, stats)
+    }
+}
+
+/// What exceptions did, on standard error.
+pub(crate) fn say_outcome(outcome: &Outcome, explain: bool) {
+    for note in &outcome.notes {
+        eprintln!("warning: {note}");
+    }
+    for silenced in outcome.silenced.iter().filter(|_| explain) {
+        eprintln!(
+            "explain: exception \"{}\" ({}; until {}) silenced: {} {}",
+            escape(&silenced.name),
+            escape(&silenced.reason),
+            escape(&silenced.expires),
+            silenced.alert.severity.word(),
+            escape(&silenced.alert.title)
+        );
+    }
 }
 
 fn say_watched(watched: &Watched) {
@@ -183,5 +311,68 @@ fn say_watched(watched: &Watched) {
             DirState::Unreadable(why) => format!(" (cannot be read: {why})"),
         };
         eprintln!("watching: {} [{}]{state}", crate::escape::escape(&dir.path), dir.reason);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        config::file,
+        record::ChangeKind,
+        testing::{self, Actor, DIR, FILE, POD, Stream, manifest},
+    };
+
+    #[test]
+    fn a_configuration_that_is_wrong_or_the_same_changes_nothing_and_a_new_one_is_taken() {
+        let mut config = Config::default();
+        let read = |text: &str| file::interpret("c.yaml", text, |_| {});
+        assert_eq!(reload(&mut config, read("grouping: {window: x}")), None);
+        assert_eq!(reload(&mut config, read("cri: {}")), None);
+        assert_eq!(config, Config::default());
+        assert_eq!(reload(&mut config, read("grouping: {window: 5s}")), Some(Config::default()));
+        assert_eq!(config.rules().group_ns, 5_000_000_000);
+        // What waits for a restart changes no alert, and is remembered so that it is said once.
+        assert_eq!(reload(&mut config, read("{grouping: {window: 5s}, node_name: n}")), None);
+        assert_eq!(config.node_name.as_deref(), Some("n"));
+    }
+
+    /// The configuration changes in the middle of a stream, to a wrong one, to one that silences, and back. Nothing of the stream
+    /// is lost, and what was counted by then is told.
+    #[test]
+    fn a_reload_in_the_middle_of_a_stream_loses_nothing() {
+        let (pipeline, triage, standing) = (Pipeline::new(), Triage::new(), Standing::default());
+        let mut ends = Ends { pipeline, triage, standing, sinks: Sinks::default(), recorder: None, explain: false };
+        let (mut stats, mut config, mut stream) = (Stats::default(), Config::default(), Stream::new());
+        stream.push(Body::Config(Box::new(config.rules())));
+        let actor = Actor::host(60, 90);
+        stream.kernel(testing::fork(Actor::host(50, 10), actor));
+        let mut found = 0;
+        let read = |text: &str| file::interpret("c.yaml", text, |_| {});
+        let exception = "exceptions: [{name: q, reason: r, expires: 2027-01-01T00:00:00Z, path: '/manifests/*'}]";
+        for text in ["grouping: {window: 1h}", "grouping: {windw: 1h}", exception, "grouping: {window: 0s}", "{}"] {
+            for n in 0..10 {
+                let since = stream.now();
+                stream.kernel(testing::open(actor, FILE, DIR, "/manifests/web.yaml"));
+                let mut change = manifest(ChangeKind::Added, Some(POD), since);
+                change.name = format!("{}.yaml", n % 3);
+                stream.push(Body::Manifest(Box::new(change)));
+                found += 1;
+            }
+            // As in the agent: what came before is judged by what stood then.
+            let mut records = std::mem::take(&mut stream.records);
+            ends.pass_on(&mut records, &mut stats).unwrap();
+            if let Some(new) = reload(&mut config, read(text)) {
+                stream.push(Body::Config(Box::new(new.rules())));
+            }
+        }
+        ends.pass_on(&mut stream.records, &mut stats).unwrap();
+        ends.finish(&mut stats).unwrap();
+        let Counts { grouped, held_back, silenced } = ends.triage.counts().clone();
+        assert_eq!(found, 50);
+        assert_eq!(silenced, BTreeMap::from([("q".to_owned(), 10)]));
+        assert_eq!(held_back, 0);
+        assert!(grouped > 0);
+        assert_eq!(stats.findings, found - 10, "each is told, alone or in the count of another");
     }
 }

@@ -27,6 +27,9 @@ const HOSTILE: &str = "/tmp/\u{1b}[2J\n<13>1 - evil - - - - injected\r\n\"]\\ 7 
 
 fn alert(number: u64) -> Alert {
     Alert {
+        count: 1,
+        first_time: None,
+        last_time: None,
         time: "2026-11-24T23:09:41.258471274Z".to_owned(),
         node: "node-1".to_owned(),
         severity: Severity::High,

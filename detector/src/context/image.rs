@@ -78,8 +78,9 @@ pub struct Images {
 }
 
 impl Images {
+    /// What the user knows, instead of what they knew before.
     pub fn policy(&mut self, policy: &Policy) {
-        self.policy.extend(policy.pause_digests.iter().take(MAX).cloned());
+        self.policy = policy.pause_digests.iter().take(MAX).cloned().collect();
     }
 
     pub fn arrived(&mut self, image: &ImageArrival) {

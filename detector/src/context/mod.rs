@@ -39,6 +39,10 @@ impl Context {
                 self.images.policy(&start.policy);
                 self.start = Start::clone(start);
             }
+            Body::Config(rules) => {
+                self.images.policy(&rules.policy);
+                self.start.policy = rules.policy.clone();
+            }
             Body::Process(seed) => {
                 self.seeded = time;
                 self.processes.seed(seed);

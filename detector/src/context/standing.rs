@@ -7,7 +7,7 @@ use crate::{
     context::Context,
     record::{
         Body, BootNs, ChangeKind, ContainerInfo, ImageArrival, ImageNames, ManifestChange, PauseConfig, ProcessKey,
-        ProcessSeed, Record, SharedNamespaces, Start, Watched,
+        ProcessSeed, Record, Rules, SharedNamespaces, Start, Watched,
     },
 };
 
@@ -20,6 +20,7 @@ const CONTENT_MAX: usize = 16 << 20;
 #[derive(Debug, Default)]
 pub struct Standing {
     start: Option<(BootNs, Box<Start>)>,
+    rules: Option<Box<Rules>>,
     watched: Option<Watched>,
     /// By directory and name, as if they were there when the agent started.
     manifests: BTreeMap<(String, String), Box<ManifestChange>>,
@@ -34,6 +35,7 @@ impl Standing {
     pub fn observe(&mut self, record: &Record) {
         match &record.body {
             Body::Start(start) => self.start = Some((record.time, start.clone())),
+            Body::Config(rules) => self.rules = Some(rules.clone()),
             Body::Watched(watched) => self.watched = Some(watched.clone()),
             Body::Manifest(change) => self.manifest(record.time, change),
             Body::Image(image) => {
@@ -79,6 +81,9 @@ impl Standing {
         let mut push = |time, body| records.push(Record { seq, time, body });
         if let Some((time, start)) = &self.start {
             push(*time, Body::Start(start.clone()));
+        }
+        if let Some(rules) = &self.rules {
+            push(now, Body::Config(rules.clone()));
         }
         self.pause.values().for_each(|config| push(now, Body::PauseConfig(config.clone())));
         self.images.values().for_each(|image| push(now, Body::Image(image.clone())));

@@ -60,6 +60,10 @@ fn body<'a>(row: &mut Row<'a>, body: &'a Body, context: &'a Context) {
             row.detail = json_text(start);
             "start"
         }
+        Body::Config(rules) => {
+            row.detail = json_text(rules);
+            "config"
+        }
         Body::Process(seed) => {
             process(row, ProcessKey { pid: seed.pid, start: seed.start }, context);
             row.parent_pid = row.parent_pid.or((seed.parent_pid != 0).then_some(seed.parent_pid));

@@ -241,6 +241,7 @@ impl<W: Write> Perfetto<W> {
                 Body::Start(_) => self.start(seen),
                 Body::Process(seed) => self.runs(ProcessKey { pid: seed.pid, start: seed.start }, seen),
                 Body::Kernel { .. } => self.instant(seen, NODE, "undecodable".to_owned()),
+                Body::Config(_) => self.instant(seen, NODE, "config".to_owned()),
                 Body::Watched(_) => self.instant(seen, NODE, "watched".to_owned()),
                 Body::Manifest(_) => {
                     let change = seen.row.change.as_deref().unwrap_or_default();

@@ -67,6 +67,11 @@ impl Report {
     pub fn observe(&mut self, record: &Record, alerts: &[Alert], pipeline: &Pipeline) {
         self.coverage.observe(record, pipeline);
         self.recent.observe(record);
+        self.told(record, alerts, pipeline);
+    }
+
+    /// Takes alerts that were told behind this record, the last one.
+    pub fn told(&mut self, record: &Record, alerts: &[Alert], pipeline: &Pipeline) {
         for alert in alerts {
             self.alerts += 1;
             *self.severities.entry(Reverse(alert.severity)).or_default() += 1;

@@ -65,6 +65,9 @@ pub fn render(alert: &Alert, colour: bool) -> String {
         "technique",
         &format!("{} ({}) on {}", alert.technique.id, alert.technique.attack.join(", "), escape(&alert.node)),
     );
+    if let (Some(first), Some(last)) = (&alert.first_time, &alert.last_time) {
+        line("times", &format!("{} from {first} to {last}", alert.count));
+    }
     line("when", &format!("{}  record {}, {} of evidence", alert.time, alert.trace.sequence, alert.evidence.len()));
     out.push('\n');
     out

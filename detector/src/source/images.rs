@@ -139,14 +139,18 @@ impl Images {
         }
     }
 
+    /// Those images among `known` digests that are here, and what belongs to them.
+    pub fn present(&self, known: &[String]) -> Vec<Body> {
+        let present = self.stores.iter().flat_map(|store| store.present(known));
+        present.map(|image| Body::Image(Box::new(image))).collect()
+    }
+
     /// The first look: what each configuration names, and those pause images among `known` digests that are here, so that it is
     /// known what belongs to them.
     pub fn start(&mut self, known: &[String], now: BootNs) -> Vec<Body> {
         self.slow_at = BootNs(now.0 + SLOW);
         let mut bodies = self.look(now, true);
-        for store in &self.stores {
-            bodies.extend(store.present(known).into_iter().map(|image| Body::Image(Box::new(image))));
-        }
+        bodies.extend(self.present(known));
         bodies
     }
 

@@ -12,7 +12,7 @@ use detector_common::{hook, kind, syscall, watch};
 use crate::{
     context::image::{PAUSE, is_sha256},
     decode::{self, Event},
-    record::{Body, BootNs, ContainerInfo, ContainerRole, InodeKey, Policy, ProcessKey, Record, Start},
+    record::{Body, BootNs, ContainerInfo, ContainerRole, InodeKey, ProcessKey, Record, Rules, Start},
     source::{
         bundle::Bundles,
         images::{self, Images},
@@ -42,8 +42,8 @@ pub struct Options {
     pub node: Option<String>,
     /// Refuse changes of what is watched, except by these programs.
     pub deny: Option<Vec<Trust>>,
-    /// What the user knows to be good.
-    pub policy: Policy,
+    /// What alerts are judged by; told in the stream.
+    pub rules: Rules,
     /// Sockets of container runtimes; empty to look for them, `None` to ask nobody.
     pub cri: Option<Vec<PathBuf>>,
 }
@@ -137,11 +137,13 @@ impl Live {
             next_tick: BootNs(now.0 + TICK_NS),
             kernel,
         };
-        let start = Start { policy: options.policy.clone(), ..proc::start(live.kernel.hooks(), options.node.clone()) };
+        let policy = options.rules.policy.clone();
+        let start = Start { policy, ..proc::start(live.kernel.hooks(), options.node.clone()) };
         live.host_mnt = start.host_mnt_ns;
         live.push(out, now, Body::Start(Box::new(start)));
+        live.push(out, now, Body::Config(Box::new(options.rules.clone())));
         let shipped = PAUSE.iter().map(|known| known.digest.clone());
-        let pauses: Vec<_> = shipped.chain(options.policy.pause_digests.iter().cloned()).collect();
+        let pauses: Vec<_> = shipped.chain(options.rules.policy.pause_digests.iter().cloned()).collect();
         for body in live.images.start(&pauses, now) {
             live.push(out, now, body);
         }
@@ -240,6 +242,16 @@ impl Live {
             self.push(out, now, Body::Tick);
         }
         Ok(())
+    }
+
+    /// Alerts are judged by other rules from now on. What belongs to the pause images that the user knows is told again.
+    pub fn configure(&mut self, rules: Rules, out: &mut Vec<Record>) {
+        let now = proc::now();
+        let known = rules.policy.pause_digests.clone();
+        self.push(out, now, Body::Config(Box::new(rules)));
+        for body in self.images.present(&known) {
+            self.push(out, now, body);
+        }
     }
 
     /// What is left to say at the end: losses since the last count.

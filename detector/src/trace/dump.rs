@@ -95,6 +95,7 @@ pub fn wall(boot: u64, time: BootNs) -> String {
 pub fn kind_name(body: &Body) -> &'static str {
     match body {
         Body::Start(_) => "start",
+        Body::Config(_) => "config",
         Body::Process(_) => "process",
         Body::Cgroup { .. } => "cgroup seen",
         Body::Kernel { raw } => decode::header(raw).map_or("undecodable", |header| event_name(header.kind)),

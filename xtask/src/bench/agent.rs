@@ -30,7 +30,9 @@ impl Agent {
     /// Starts the agent on a manifest directory.
     pub fn start(detector: &Path, manifests: &Path) -> anyhow::Result<Self> {
         let mut command = Command::new(detector);
-        command.args(["run", "--no-default-dirs", "--output", "stdout:json", "--manifest-dir"]).arg(manifests);
+        command.args(["run", "--no-default-dirs", "--output", "stdout:json"]);
+        // Each act is timed by its own alert.
+        command.args(["--group-window", "0s", "--rate-limit", "0", "--manifest-dir"]).arg(manifests);
         Self::spawn(&mut command)
     }
 

@@ -46,7 +46,9 @@ impl Watch {
     /// When it does not start, with what it said.
     pub fn start(node: &Node, args: &[&str]) -> anyhow::Result<Self> {
         let mut detector = Command::new(&node.detector);
-        detector.args(["run", "--output", "stdout:json", "--node-name", NAME]).args(args.iter().map(OsStr::new));
+        detector.args(["run", "--output", "stdout:json", "--node-name", NAME]);
+        // Scenarios count alerts: each is to be told.
+        detector.args(["--group-window", "0s", "--rate-limit", "0"]).args(args.iter().map(OsStr::new));
         let mut agent = Agent::spawn(&mut confined(&node.tools, &detector)?)?;
         let stdout = agent.stdout()?;
         let (send, alerts) = mpsc::channel();

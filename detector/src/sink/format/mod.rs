@@ -142,6 +142,9 @@ pub(super) mod tests {
     /// An alert whose every field is there, and hostile where an attacker chooses it.
     pub fn alert() -> Alert {
         Alert {
+            count: 1,
+            first_time: None,
+            last_time: None,
             time: "2026-11-24T23:09:41.258471274Z".to_owned(),
             node: "node-1".to_owned(),
             severity: Severity::High,
