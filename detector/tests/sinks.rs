@@ -109,10 +109,10 @@ fn rsyslog_gets_every_alert_once_and_in_order_by_every_way() {
         ),
     ] {
         let mut sinks = start(&[&spec], None);
-        // Not faster than rsyslog's buffer for datagrams allows.
+        // Datagrams over UDP are lost when they come faster than the machine lets rsyslog read.
         for part in 0..10 {
             send(&mut sinks, part * 50..(part + 1) * 50);
-            thread::sleep(Duration::from_millis(20));
+            rsyslog.messages(name, usize::try_from(part + 1).unwrap() * 50);
         }
         let states = sinks.finish().unwrap();
         assert_whole(&states[0]);
@@ -325,23 +325,21 @@ fn a_receiver_that_never_reads_holds_no_other_sink_back() {
     let path = dir.path().join("alerts.jsonl");
     let mut sinks =
         start(&[&format!("syslog+tcp://{}", stuck.local_addr().unwrap()), &format!("file://{}", path.display())], None);
-    // 20,000 alerts of about 2 KB are more than the sockets and the spool in memory hold.
-    let began = Instant::now();
+    // 20,000 alerts are more than the sockets and the spool in memory hold. They come as fast as the file takes them.
     let mut longest = Duration::ZERO;
     for number in 0..20_000 {
         let before = Instant::now();
         sinks.send(alert(number)).unwrap();
         longest = longest.max(before.elapsed());
-        if number % 100 == 99 {
-            thread::sleep(Duration::from_millis(5));
+        if number % 1000 == 999 {
+            wait_for("the file", || sinks.states()[1].delivered == number + 1);
         }
     }
-    wait_for("the file", || sinks.states()[1].delivered == 20_000);
-    let took = began.elapsed();
     let states = sinks.states();
     assert_eq!((states[1].delivered, states[1].dropped), (20_000, 0));
     assert!(states[0].dropped > 0, "{states:?}");
-    assert!(took < Duration::from_secs(8), "{took:?}");
+    // A wait for the receiver would be one of seconds.
+    assert!(longest < Duration::from_secs(1), "{longest:?}");
     let text = fs::read_to_string(&path).unwrap();
     let numbers: Vec<u64> = text.lines().map(|line| number(&serde_json::from_str(line).unwrap())).collect();
     assert_eq!(numbers, (0..20_000).collect::<Vec<_>>());
