@@ -188,6 +188,17 @@ pub fn pod(rendered: &str) -> anyhow::Result<Value> {
     Ok(set["spec"]["template"]["spec"].take())
 }
 
+/// The agent's configuration as `deploy/kustomize/base` has it.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn config() -> anyhow::Result<String> {
+    let file = root().join("deploy/kustomize/base/configmap.yaml");
+    let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+    let map: Value = serde_saphyr::from_str(&text).with_context(|| file.display().to_string())?;
+    Ok(map["data"]["config.yaml"].as_str().context("the ConfigMap has no config.yaml")?.to_owned())
+}
+
 /// The pod's specification as `deploy/kustomize/base` has it: what runs on the private node.
 ///
 /// # Errors
@@ -206,8 +217,9 @@ mod tests {
         let pod = base().unwrap();
         assert_eq!(pod["containers"][0]["image"], crate::image::NAME);
         assert_eq!(pod["containers"].as_array().map(Vec::len), Some(1));
-        for (of, name) in [(&pod, "volumes"), (&pod, "hostNetwork"), (&pod["containers"][0], "volumeMounts")] {
-            assert_eq!(of.get(name), None, "{name}");
+        assert_eq!(pod.get("hostNetwork"), None);
+        for volume in pod["volumes"].as_array().unwrap() {
+            assert!(volume["configMap"].is_object(), "{volume}");
         }
         assert_eq!(pod["containers"][0]["securityContext"]["privileged"], false);
     }

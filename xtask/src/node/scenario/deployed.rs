@@ -29,7 +29,7 @@ pub fn deployed(node: &mut Node, _: &Options, checks: &mut Checks) -> anyhow::Re
     node.import(&image)?;
     // There before the agent: it must find them, too.
     let before = node.run_pod(&pods::manifest("before", pods::IDLE))?;
-    let agent = node.run_pod(&manifest("detector", manifests::base()?))?;
+    let agent = node.run_pod(&manifest("detector", manifests::base()?)?)?;
     let mut watch = Watch::of_log(&log_of(&agent)?)?;
     let id = agent.containers.get("detector").context("the pod has no container detector")?;
     checks.check("it has the DaemonSet's capabilities, no new privileges, a seccomp filter", confined(id));
@@ -100,7 +100,7 @@ fn with_profile(node: &mut Node) -> anyhow::Result<()> {
     let mut spec = manifests::base()?;
     spec["containers"][0]["securityContext"]["seccompProfile"] =
         json!({"type": "Localhost", "localhostProfile": "detector.json"});
-    let agent = node.run_pod(&manifest("detector-profile", spec))?;
+    let agent = node.run_pod(&manifest("detector-profile", spec)?)?;
     let mut watch = Watch::of_log(&log_of(&agent)?)?;
     confined(agent.containers.get("detector").context("the pod has no container detector")?)?;
     let pod = node.run_pod(&pods::manifest("again", pods::IDLE))?;
@@ -114,13 +114,18 @@ fn with_profile(node: &mut Node) -> anyhow::Result<()> {
     names(&alert, &pod, "app", BUSYBOX)
 }
 
-/// The DaemonSet's pod as a manifest for a kubelet that has no API server: accounts and priorities are the API server's.
-fn manifest(name: &str, mut spec: Value) -> Value {
+/// The DaemonSet's pod as a manifest for a kubelet that has no API server: accounts and priorities are the API server's, and so is
+/// the ConfigMap, of which a directory with its files takes the place.
+fn manifest(name: &str, mut spec: Value) -> anyhow::Result<Value> {
+    let config = place("work/config");
+    fs::create_dir_all(&config)?;
+    fs::write(config.join("config.yaml"), manifests::config()?)?;
+    spec["volumes"] = json!([{"name": "config", "hostPath": {"path": config, "type": "Directory"}}]);
     if let Some(spec) = spec.as_object_mut() {
         spec.remove("serviceAccountName");
         spec.remove("priorityClassName");
     }
-    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": OF_AGENT}, "spec": spec})
+    Ok(json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": OF_AGENT}, "spec": spec}))
 }
 
 fn log_of(agent: &Pod) -> anyhow::Result<std::path::PathBuf> {
