@@ -14,6 +14,9 @@ pub mod drill;
 pub mod escape;
 #[cfg(feature = "export")]
 pub mod export;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod manifest;
 mod memory;
 mod nearest;

@@ -289,7 +289,8 @@ mod tests {
         let deep = "[".repeat(100_000);
         let nested = format!("{}x", "a:\n".repeat(50_000));
         let many = "- x\n".repeat(300_000);
-        for text in [laughs, deep, nested, many] {
+        let json = format!("[{}0]", "0,\t".repeat(300_000));
+        for text in [laughs, deep, nested, many, json] {
             assert!(matches!(parse(text.as_bytes()), Parsed::Invalid { .. }), "{}", &text[..40]);
         }
     }

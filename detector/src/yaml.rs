@@ -84,6 +84,10 @@ pub(crate) fn first_document(bytes: &[u8]) -> Result<Option<Node>, Malformed> {
         None => Ok(None),
         Some(Ok(node)) => Ok(Some(node)),
         Some(Err(malformed)) => {
+            // Nodes have one of these between them: no more memory than for YAML.
+            if bytes.iter().filter(|byte| b",:[{".contains(byte)).count() > MAX_NODES {
+                return Err(malformed);
+            }
             // kubelet's parser takes JSON that this one refuses, such as JSON indented with tabs.
             serde_json::from_slice::<Node>(bytes).map(Some).map_err(|_| malformed)
         }

@@ -4,19 +4,23 @@
 //! bundles of other containers were found, or where the known runtimes keep theirs.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeSet, VecDeque},
     fs::{self, File},
     io::{self, Read as _},
     path::{Path, PathBuf},
 };
 
-use serde::Deserialize;
-
 use crate::{
     context::cgroup,
-    record::{ContainerInfo, ContainerRole, InfoFrom, PodRef, bounded},
+    record::{ContainerInfo, bounded},
     source::kubelet,
 };
+
+mod config;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
+
+use config::Config;
 
 /// Largest `config.json` that is read: as large as a message to the runtime may be.
 const CONFIG_MAX: u64 = 16 << 20;
@@ -233,81 +237,6 @@ fn bundle_argument<'a>(argv: impl Iterator<Item = &'a str>) -> Option<PathBuf> {
     None
 }
 
-/// The part of `config.json` that matters here. Unknown fields are skipped without being kept.
-#[derive(Debug, Deserialize)]
-struct Config {
-    /// Required by the specification: what has none is something else.
-    #[serde(rename = "ociVersion")]
-    _version: String,
-    #[serde(default)]
-    annotations: Annotations,
-    #[serde(default)]
-    linux: Linux,
-    #[serde(default)]
-    process: Process,
-}
-
-#[derive(Debug, Default, Deserialize)]
-struct Linux {
-    #[serde(default, rename = "cgroupsPath")]
-    cgroups_path: String,
-    #[serde(default)]
-    namespaces: Vec<NamespaceConfig>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-struct NamespaceConfig {
-    #[serde(default, rename = "type")]
-    kind: String,
-    #[serde(default)]
-    path: String,
-}
-
-#[derive(Debug, Default, Deserialize)]
-struct Process {
-    #[serde(default)]
-    capabilities: Capabilities,
-}
-
-#[derive(Debug, Default, Deserialize)]
-struct Capabilities {
-    #[serde(default)]
-    bounding: Vec<String>,
-}
-
-/// Annotations that runtimes make; others are somebody else's and are not kept.
-#[derive(Debug, Default)]
-struct Annotations(BTreeMap<String, String>);
-
-impl<'de> Deserialize<'de> for Annotations {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl<'de> serde::de::Visitor<'de> for Visitor {
-            type Value = Annotations;
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("a map of annotations")
-            }
-            fn visit_unit<E>(self) -> Result<Annotations, E> {
-                Ok(Annotations::default())
-            }
-            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Annotations, A::Error> {
-                const OURS: [&str; 4] = ["io.kubernetes.", "io.podman.", "io.container.", "org.opencontainers."];
-                let mut kept = BTreeMap::new();
-                while let Some(key) = map.next_key::<String>()? {
-                    if kept.len() < 64 && key.len() < 128 && OURS.iter().any(|ours| key.starts_with(ours)) {
-                        let value = map.next_value::<String>()?;
-                        kept.insert(key, bounded(&value));
-                    } else {
-                        map.next_value::<serde::de::IgnoredAny>()?;
-                    }
-                }
-                Ok(Annotations(kept))
-            }
-        }
-        deserializer.deserialize_any(Visitor)
-    }
-}
-
 fn read_config(path: &Path) -> Result<Config, BundleError> {
     let error = |error| BundleError::Read { path: path.to_owned(), error };
     let file = File::open(path).map_err(error)?;
@@ -320,103 +249,13 @@ fn read_config(path: &Path) -> Result<Config, BundleError> {
     }
     let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0) + 1);
     file.take(CONFIG_MAX).read_to_end(&mut bytes).map_err(error)?;
-    serde_json::from_slice(&bytes).map_err(|error| BundleError::Parse { path: path.to_owned(), error })
-}
-
-impl Config {
-    /// Whether the container of this configuration lives in this cgroup: at its `cgroupsPath`, or, with the systemd driver, in the
-    /// scope that `slice:prefix:name` stands for. The hierarchy may be mounted below another cgroup.
-    fn is_of(&self, path: &str) -> bool {
-        let wanted = self.linux.cgroups_path.as_str();
-        let parts: Vec<_> = wanted.split(':').collect();
-        match parts.as_slice() {
-            [""] => true,
-            [slice, prefix, name] => {
-                let scope =
-                    if prefix.is_empty() { format!("/{name}.scope") } else { format!("/{prefix}-{name}.scope") };
-                // podman and others make a cgroup for the container below its scope.
-                let above = path.strip_suffix("/container").unwrap_or(path);
-                above.ends_with(&scope) && (slice.is_empty() || above.contains(&format!("/{slice}/")))
-            }
-            _ => {
-                let wanted = wanted.trim_matches('/');
-                let path = path.trim_start_matches('/');
-                path == wanted || path.strip_suffix(wanted).is_some_and(|above| above.ends_with('/'))
-            }
-        }
-    }
-
-    fn info(&self, id: &str, cgroup_id: u64, path: &str, dir: &Path) -> ContainerInfo {
-        let get = |key: &str| self.annotations.0.get(key).filter(|value| !value.is_empty()).cloned();
-        let first = |keys: &[&str]| keys.iter().find_map(|key| get(key));
-        let kind = first(&["io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType"]);
-        let role = match kind.as_deref() {
-            Some("sandbox") => ContainerRole::Sandbox,
-            Some("container") => ContainerRole::Member,
-            _ => ContainerRole::Plain,
-        };
-        let pods = self.linux.namespaces.iter().find(|namespace| namespace.kind == "pid");
-        let pod = match (
-            first(&[
-                "io.kubernetes.cri.sandbox-namespace",
-                "io.kubernetes.pod.namespace",
-                "io.kubernetes.cri-o.Namespace",
-            ]),
-            first(&["io.kubernetes.cri.sandbox-name", "io.kubernetes.pod.name", "io.kubernetes.cri-o.KubeName"]),
-            first(&["io.kubernetes.cri.sandbox-uid", "io.kubernetes.pod.uid"]),
-        ) {
-            (Some(namespace), Some(name), uid) => {
-                Some(PodRef { namespace, name, uid: uid.or_else(|| pod_uid(path)).unwrap_or_default() })
-            }
-            // A sandbox of containerd before 1.7 names its pod by the directory of its logs alone.
-            _ => get("io.kubernetes.cri.sandbox-log-directory").and_then(|logs| pod_of_logs(&logs)),
-        };
-        let sandbox = first(&["io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID"]);
-        ContainerInfo {
-            id: id.to_owned(),
-            cgroup_id: Some(cgroup_id),
-            from: InfoFrom::Bundle(dir.display().to_string()),
-            role,
-            name: first(&["io.kubernetes.cri.container-name", "io.kubernetes.container.name"]),
-            image: first(&[
-                "io.kubernetes.cri.image-name",
-                "io.kubernetes.cri.podsandbox.image-name",
-                "io.kubernetes.cri-o.ImageName",
-                "org.opencontainers.image.ref.name",
-            ]),
-            image_digest: first(&["io.kubernetes.cri-o.ImageRef", "io.kubernetes.cri-o.Image"]),
-            pod,
-            sandbox_id: sandbox.or_else(|| (role == ContainerRole::Sandbox).then(|| id.to_owned())),
-            labels: BTreeMap::new(),
-            host_pid: pods.is_none(),
-            privileged: self.process.capabilities.bounding.iter().any(|name| name == "CAP_SYS_ADMIN"),
-            joins_pid_of: pods.and_then(|pods| pods.path.strip_prefix("/proc/")?.split('/').next()?.parse().ok()),
-            expected_execs: Vec::new(),
-            unreadable: None,
-        }
-    }
-}
-
-/// `/var/log/pods/<namespace>_<name>_<uid>`: none of the three can hold an underscore.
-fn pod_of_logs(logs: &str) -> Option<PodRef> {
-    let mut parts = logs.trim_end_matches('/').rsplit('/').next()?.splitn(3, '_');
-    let (namespace, name, uid) = (parts.next()?, parts.next()?, parts.next()?);
-    Some(PodRef { namespace: namespace.to_owned(), name: name.to_owned(), uid: uid.to_owned() })
-}
-
-/// The pod's uid in a cgroup's path: `pod<uid>`, with underscores for dashes under the systemd driver.
-fn pod_uid(path: &str) -> Option<String> {
-    path.rsplit('/').find_map(|part| {
-        let part = part.strip_suffix(".slice").unwrap_or(part);
-        let (_, uid) = part.rsplit_once("pod").filter(|(before, _)| before.is_empty() || before.ends_with('-'))?;
-        (uid.len() >= 32).then(|| uid.replace('_', "-"))
-    })
+    Config::parse(&bytes).map_err(|error| BundleError::Parse { path: path.to_owned(), error })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::TEXT_MAX;
+    use crate::record::{ContainerRole, InfoFrom, TEXT_MAX};
 
     const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
     const TASKS: &str = "run/containerd/io.containerd.runtime.v2.task/k8s.io";

@@ -21,6 +21,8 @@ use crate::record::{ContainerInfo, ImageNames};
 
 mod client;
 mod convert;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod message;
 mod socket;
 #[cfg(test)]

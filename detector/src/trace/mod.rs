@@ -6,6 +6,8 @@
 pub mod command;
 mod dump;
 mod frame;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod index;
 mod info;
 mod input;

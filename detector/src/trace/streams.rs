@@ -38,8 +38,18 @@ pub enum Id {
 
 pub const COUNT: usize = 12;
 
+/// All of them, in their order.
+#[cfg(test)]
+pub const ALL: [Id; COUNT] = {
+    use Id::*;
+    [Kinds, Seqs, Times, Starts, Bits, Tasks, Children, Masks, Words, Tails, Text, Opaque]
+};
+
 /// Fewer bytes than this are not worth a frame.
 const STORED: usize = 32;
+
+/// Memory of a stream that is kept for the next block.
+const KEPT: usize = 1 << 20;
 
 /// Most bytes of all streams of a block. No record takes more in them than it has itself and a few.
 const STREAMS_MAX: usize = RAW_MAX as usize;
@@ -84,6 +94,9 @@ impl Streams {
     /// The other direction.
     pub fn unpack(&mut self, decompressor: &mut Decompressor<'_>, payload: &[u8]) -> Result<(), Malformed> {
         let mut rest = Cursor { id: Id::Kinds, bytes: payload };
+        // Else a trace whose blocks have one large stream each, every time another one, would take twelve times as much.
+        self.clear();
+        self.0.iter_mut().for_each(|stream| stream.shrink_to(KEPT));
         let mut total = 0;
         for stream in &mut self.0 {
             let len = usize::try_from(rest.varint()?).map_err(|_| Malformed::TooLong)?;
@@ -91,7 +104,6 @@ impl Streams {
             if total > STREAMS_MAX {
                 return Err(Malformed::TooLong);
             }
-            stream.clear();
             match usize::try_from(rest.varint()?).map_err(|_| Malformed::TooLong)? {
                 0 => stream.extend_from_slice(rest.take(len)?),
                 packed => {
@@ -293,5 +305,28 @@ impl<'a> BitCursor<'a> {
     /// Nothing is left but the bits that fill the last byte.
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty() && self.count < 8
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_large_stream_after_the_other_takes_the_memory_of_one() {
+        let mut compressor = Compressor::new(1).unwrap();
+        let mut decompressor = Decompressor::new().unwrap();
+        let mut read = Streams::default();
+        for large in ALL {
+            let mut streams = Streams::default();
+            streams.of(large).resize(STREAMS_MAX, 7);
+            let mut payload = Vec::new();
+            streams.pack(&mut compressor, &mut payload, &mut Vec::new()).unwrap();
+            assert!(payload.len() < 10_000);
+            assert_eq!(read.unpack(&mut decompressor, &payload), Ok(()));
+            assert_eq!(read.of(large).len(), STREAMS_MAX);
+            let memory: usize = read.0.iter().map(Vec::capacity).sum();
+            assert!(memory <= STREAMS_MAX + COUNT * KEPT, "{large:?}: {memory}");
+        }
     }
 }

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// A stream with every body and every kind of kernel record in it, regular and not.
-fn every_record() -> Vec<Record> {
+pub fn every_record() -> Vec<Record> {
     let (shell, child) = (Actor::host(50, 10), Actor::host(60, 20));
     let inside = Actor { pid: 70, start: 30, cgroup: 9, mnt_ns: 77, pid_ns: 78 };
     let shared = wire::Shared { net: 79, ..wire::Shared::default() };
@@ -124,7 +124,7 @@ fn every_record() -> Vec<Record> {
 }
 
 /// Fork, exec and exit of many short processes, 20 ms apart.
-fn busy(count: u32) -> Vec<Record> {
+pub fn busy(count: u32) -> Vec<Record> {
     let mut stream = Stream::new();
     for number in 0..count {
         let shell = Actor::host(50, 10);
@@ -137,7 +137,7 @@ fn busy(count: u32) -> Vec<Record> {
     stream.records
 }
 
-fn trace(records: &[Record]) -> Vec<u8> {
+pub fn trace(records: &[Record]) -> Vec<u8> {
     let mut writer = Writer::new(Vec::new()).unwrap();
     records.iter().for_each(|record| writer.push(record).unwrap());
     writer.finish().unwrap()
@@ -681,7 +681,7 @@ fn bytes_that_are_no_text_are_in_the_dump_as_well() {
     assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), record);
 }
 
-fn golden(name: &str) -> PathBuf {
+pub fn golden(name: &str) -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "tests/golden", name].iter().collect()
 }
 

@@ -7,7 +7,7 @@
 mod pending;
 mod probes;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod way;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

@@ -1,7 +1,7 @@
 use crate::{
     alert::{Alert, Origin, Severity},
     detect::technique::CONTAINER_EXEC,
-    record::{Body, ChangeKind, ContainerInfo, ContainerRole},
+    record::{Body, ChangeKind, ContainerInfo, ContainerRole, Record},
     testing::{self, Actor, HOST_MNT, HOST_PID, SECOND, Stream, manifest},
 };
 use detector_common::Shared;
@@ -62,6 +62,15 @@ fn runtime_exec(stream: &mut Stream, by: Actor, pid: u32, exec_id: &str, argv: &
     stream.kernel(testing::exit(init));
     stream.kernel(testing::exec_in(inside, runc, argv[0], argv, POD_SHARED, 17, tty));
     inside
+}
+
+/// A node on which somebody executes something in a container.
+pub fn entered() -> Vec<Record> {
+    let mut stream = node();
+    runtime_exec(&mut stream, SHIM, 400, &cri_id(), &["/bin/sh", "-c", "id"], "pts0");
+    stream.wait(2 * SECOND);
+    stream.push(Body::Tick);
+    stream.records
 }
 
 fn cri_id() -> String {
