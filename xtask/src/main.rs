@@ -2,6 +2,7 @@
 
 mod bench;
 mod deb;
+mod fuzz;
 mod image;
 mod manifests;
 mod node;
@@ -41,6 +42,8 @@ enum Task {
     Test,
     /// Measure the detector on this kernel; prints a table
     Bench(bench::Options),
+    /// Look for bytes that a reader of traces, records, manifests or other input cannot take
+    Fuzz(fuzz::Options),
     /// Run the evasion suite on real kernels in virtual machines
     Vm(vm::Options),
     /// Make the agent's image as an OCI archive; no container tool is needed
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
         Task::Run { args } => run(&args),
         Task::Test => test::test(),
         Task::Bench(options) => bench::bench(&options),
+        Task::Fuzz(options) => fuzz::fuzz(&options),
         Task::Vm(options) => vm::vm(&options),
         Task::Image(options) => image::image(&options),
         Task::Deb(options) => deb::deb(&options),

@@ -126,6 +126,19 @@ fn linker() -> anyhow::Result<()> {
         })
 }
 
+/// What runs the fuzz targets.
+///
+/// # Errors
+/// When it is not there and cannot be installed.
+pub fn cargo_fuzz() -> anyhow::Result<()> {
+    if found("cargo-fuzz") {
+        return Ok(());
+    }
+    say("installing cargo-fuzz (about a minute, once)");
+    check(Command::new("cargo").args(["install", "--quiet", "cargo-fuzz", "--locked"]))
+        .context("no cargo-fuzz (with a network, type: cargo install cargo-fuzz --locked)")
+}
+
 /// The source of `core`: it is built for the BPF target.
 fn core_source() -> anyhow::Result<()> {
     let sysroot = output(Command::new("rustc").args(["--print", "sysroot"]))?;

@@ -85,6 +85,20 @@ impl Agent {
         text.split_whitespace().next().and_then(|ns| ns.parse().ok()).with_context(|| format!("{path}: {text:?}"))
     }
 
+    /// CPU time that threads of this name used so far, in ns; without a name all that live.
+    pub fn thread_cpu_ns(&self, name: Option<&str>) -> anyhow::Result<u64> {
+        let mut sum = None;
+        for task in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+            let task = task?.path();
+            if name.is_none_or(|name| fs::read_to_string(task.join("comm")).is_ok_and(|comm| comm.trim_end() == name)) {
+                let text = fs::read_to_string(task.join("schedstat"))?;
+                let ns: u64 = text.split(' ').next().and_then(|ns| ns.parse().ok()).context("no schedstat")?;
+                sum = Some(sum.unwrap_or(0) + ns);
+            }
+        }
+        sum.with_context(|| format!("the agent has no thread {name:?}"))
+    }
+
     /// Resident memory in KiB: ring buffers apart, then ring buffers.
     pub fn rss_kib(&self) -> anyhow::Result<(u64, u64)> {
         let path = format!("/proc/{}/smaps", self.child.id());

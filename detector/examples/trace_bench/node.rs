@@ -1,132 +1,9 @@
-//! What traces cost: `cargo xtask bench --trace` runs it. A node's stream is made up: shells in loops, probes in containers,
-//! a hundred processes that live on.
-//!
-//! Usage: trace_bench [RECORDS] [--json FILE]
+//! A node's stream, made up.
 
-use std::{
-    fs,
-    io::{self, Write as _},
-    time::Duration,
-};
-
-use anyhow::Context as _;
 use bytes::Bytes;
-use detector::{
-    record::{Body, BootNs, Record, Start},
-    trace::{Item, Reader, Writer},
-};
+use detector::record::{Body, BootNs, Record, Start};
 use detector_common::{Exec, Exit, Fork, Header, Shared, hook, kind};
-use nix::time::{ClockId, clock_gettime};
-use serde::Serialize;
 use zerocopy::{Immutable, IntoBytes};
-
-/// Records of which gzip'd JSON is made: it takes a hundred times longer.
-const JSON_RECORDS: usize = 100_000;
-
-/// Figures of one stream. Field names are stable.
-#[derive(Serialize)]
-struct Figures {
-    records: u64,
-    records_per_second_of_stream: f64,
-    trace_bytes_per_record: f64,
-    gzip_json_bytes_per_record: f64,
-    encode_ns_per_record: f64,
-    decode_ns_per_record: f64,
-    gzip_json_encode_ns_per_record: f64,
-}
-
-fn main() -> anyhow::Result<()> {
-    let (mut count, mut json) = (1_000_000, None);
-    let mut arguments = std::env::args().skip(1);
-    while let Some(argument) = arguments.next() {
-        match argument.as_str() {
-            "--json" => json = Some(arguments.next().context("--json needs a file")?),
-            number => count = number.parse().context("usage: trace_bench [RECORDS] [--json FILE]")?,
-        }
-    }
-    let mut all = Vec::new();
-    let mut out = io::stdout().lock();
-    writeln!(
-        out,
-        "{:>10} {:>12} {:>12} {:>14} {:>10} {:>10} {:>15}",
-        "records", "records/s", "bytes/record", "gzip'd JSON", "encode ns", "decode ns", "gzip'd JSON ns"
-    )?;
-    for gap in [40_000, 1_000_000] {
-        let figures = measure(count, gap)?;
-        writeln!(
-            out,
-            "{:>10} {:>12.0} {:>12.2} {:>14.2} {:>10.0} {:>10.0} {:>15.0}",
-            figures.records,
-            figures.records_per_second_of_stream,
-            figures.trace_bytes_per_record,
-            figures.gzip_json_bytes_per_record,
-            figures.encode_ns_per_record,
-            figures.decode_ns_per_record,
-            figures.gzip_json_encode_ns_per_record
-        )?;
-        all.push(figures);
-    }
-    if let Some(file) = json {
-        fs::write(&file, serde_json::to_string_pretty(&all)? + "\n").context(file)?;
-    }
-    Ok(())
-}
-
-/// Time that this thread has had: others on the machine do not count.
-fn cpu() -> anyhow::Result<Duration> {
-    Ok(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?.into())
-}
-
-fn measure(count: usize, gap: u64) -> anyhow::Result<Figures> {
-    let mut node = Node::new(gap);
-    let mut writer = Writer::new(Vec::new())?;
-    let (mut encode, mut json_time) = (Duration::ZERO, Duration::ZERO);
-    let mut gzip = io::BufWriter::with_capacity(
-        64 * 1024,
-        flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default()),
-    );
-    let mut done = 0;
-    let start = node.now;
-    while done < count {
-        let batch: Vec<Record> = node.by_ref().take((count - done).min(50_000)).collect();
-        let began = cpu()?;
-        for record in &batch {
-            writer.push(record)?;
-        }
-        encode += cpu()? - began;
-        let began = cpu()?;
-        for record in batch.iter().take(JSON_RECORDS.saturating_sub(done)) {
-            serde_json::to_writer(&mut gzip, record)?;
-            gzip.write_all(b"\n")?;
-        }
-        json_time += cpu()? - began;
-        done += batch.len();
-    }
-    let began = cpu()?;
-    let trace = writer.finish()?;
-    encode += cpu()? - began;
-    let json_bytes = gzip.into_inner()?.finish()?.len();
-    let began = cpu()?;
-    let mut read = 0_u64;
-    for item in Reader::new(&trace[..])? {
-        match item? {
-            Item::Record(record) => read += u64::from(std::hint::black_box(record).seq > 0),
-            other => anyhow::bail!("unexpected: {other:?}"),
-        }
-    }
-    let decode = cpu()? - began;
-    anyhow::ensure!(read == count as u64, "{read} of {count} records came back");
-    let each = |time: Duration, records: usize| time.as_nanos() as f64 / records as f64;
-    Ok(Figures {
-        records: read,
-        records_per_second_of_stream: count as f64 / ((node.now - start) as f64 / 1e9),
-        trace_bytes_per_record: trace.len() as f64 / count as f64,
-        gzip_json_bytes_per_record: json_bytes as f64 / count.min(JSON_RECORDS) as f64,
-        encode_ns_per_record: each(encode, count),
-        decode_ns_per_record: each(decode, count),
-        gzip_json_encode_ns_per_record: each(json_time, count.min(JSON_RECORDS)),
-    })
-}
 
 /// A process.
 #[derive(Clone)]
@@ -158,9 +35,9 @@ const PROGRAMS: [(&str, u64, &[&str]); 12] = [
 ];
 
 /// A node's stream.
-struct Node {
+pub struct Node {
     noise: u64,
-    now: u64,
+    pub now: u64,
     gap: u64,
     seq: u64,
     next_pid: u32,
@@ -172,7 +49,7 @@ struct Node {
 }
 
 impl Node {
-    fn new(gap: u64) -> Self {
+    pub fn new(gap: u64) -> Self {
         let mut node = Self {
             noise: 1,
             now: 86_400_000_000_000,
