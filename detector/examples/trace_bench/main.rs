@@ -67,12 +67,14 @@ fn main() -> anyhow::Result<()> {
             let records = capture::load(&trace)?;
             let seconds = capture::seconds(&records);
             let figures = measure(records.into_iter(), |_| seconds)?;
-            Ok(println!("{}", serde_json::to_string(&figures)?))
+            println!("{}", serde_json::to_string(&figures)?);
+            Ok(())
         }
         Command::Repeat { trace, records } => capture::repeat(&trace, records),
         Command::Record { trace, out, rate, seconds } => {
             let figures = capture::record(&trace, out, rate, seconds)?;
-            Ok(println!("{}", serde_json::to_string(&figures)?))
+            println!("{}", serde_json::to_string(&figures)?);
+            Ok(())
         }
     }
 }
