@@ -65,6 +65,9 @@ fn parse(bytes: &[u8]) -> Option<(u64, Vec<Block>)> {
     let mut cursor = Cursor::new(Id::Opaque, bytes);
     let mut next = || cursor.varint().ok();
     let (before, count) = (next()?, next()?);
+    if count > INDEX_EVERY as u64 {
+        return None;
+    }
     let (mut offset, mut seq) = (0_u64, 0_u64);
     let mut blocks = Vec::new();
     for _ in 0..count {
@@ -102,6 +105,10 @@ fn indexed(file: &mut (impl Read + Seek), mut end: u64) -> Result<Option<Vec<Blo
         let Some((kind::END, payload)) = block_at(file, at)? else { return Ok(None) };
         let (mut index, length) = (u64_at(&payload, 0), u64_at(&payload, 8));
         let Some(start) = end.checked_sub(length) else { return Ok(None) };
+        // Its own header and end are in it: so it is shorter each time.
+        if at.checked_sub(start).is_none_or(|rest| rest < FILE_HEADER as u64) {
+            return Ok(None);
+        }
         file.seek(SeekFrom::Start(start))?;
         let Some(Frame::File(versions)) = Frame::parse(&read(file, FILE_HEADER)?) else { return Ok(None) };
         readable(versions, start)?;
@@ -115,7 +122,11 @@ fn indexed(file: &mut (impl Read + Seek), mut end: u64) -> Result<Option<Vec<Blo
             later = at;
             let Some((kind::INDEX, payload)) = block_at(file, at)? else { return Ok(None) };
             let Some((before, mut blocks)) = parse(&payload) else { return Ok(None) };
-            blocks.iter_mut().for_each(|block| block.offset = block.offset.saturating_add(start));
+            // Blocks are between the trace's header and the index that lists them.
+            if !blocks.iter().all(|block| (FILE_HEADER as u64..index).contains(&block.offset)) {
+                return Ok(None);
+            }
+            blocks.iter_mut().for_each(|block| block.offset += start);
             parts.push(blocks);
             index = before;
         }

@@ -532,6 +532,32 @@ fn the_index_says_what_a_walk_through_the_headers_finds() {
 }
 
 #[test]
+fn an_index_that_lies_is_not_believed_and_makes_nothing_go_round() {
+    let trace = trace(&busy(300));
+    let indexed = blocks(&mut Cursor::new(&trace)).unwrap();
+    let [index, end] = [bounds(&trace).len() - 3, bounds(&trace).len() - 2];
+    let inside = |number: usize| indexed[number];
+    let outside = Block { offset: trace.len() as u64 + 9, ..inside(0) };
+    let header = Block { offset: 0, ..inside(0) };
+    let many = vec![Block { min_time: 0, max_time: 0, ..inside(0) }; index::INDEX_EVERY + 1];
+    for (list, believed) in
+        [(vec![inside(1)], true), (vec![inside(0), outside], false), (vec![header], false), (many, false)]
+    {
+        let with = forged(&trace, index, |header, payload| {
+            *payload = index::payload(0, &list);
+            header.packed = u32::try_from(payload.len()).unwrap();
+        });
+        let with = forged(&with, end, |_, payload| payload[8..16].copy_from_slice(&(with.len() as u64).to_le_bytes()));
+        let found = blocks(&mut Cursor::new(&with)).unwrap();
+        assert_eq!(found, if believed { list } else { indexed.clone() });
+    }
+    // An end that says that it has no index, and that the next trace's beginning is its own.
+    let empty = forged(&trace, end, |_, payload| payload[..16].fill(0));
+    let two = [&empty[..], &trace].concat();
+    assert_eq!(blocks(&mut Cursor::new(&two)).unwrap().len(), 2 * indexed.len());
+}
+
+#[test]
 fn a_long_trace_has_several_indices() {
     let mut writer = Writer::new(Vec::new()).unwrap();
     let count = index::INDEX_EVERY as u64 * 2 + 3;
