@@ -269,14 +269,14 @@ impl Https {
                 let mut tls = StreamOwned::new(ServerConnection::new(Arc::clone(&config)).unwrap(), socket.unwrap());
                 let mut request = Vec::new();
                 let mut buffer = [0; 4096];
-                // An alert's end; a client that does not trust us ends before that.
-                while !request.ends_with(b"}}") {
+                // A client that does not trust us ends before the request does.
+                while !is_whole(&request) {
                     match tls.read(&mut buffer) {
                         Ok(length) if length > 0 => request.extend_from_slice(&buffer[..length]),
                         _ => break,
                     }
                 }
-                if request.ends_with(b"}}") {
+                if is_whole(&request) {
                     let _ = tls.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
                     tls.conn.send_close_notify();
                     let _ = tls.flush();
@@ -285,4 +285,12 @@ impl Https {
         });
         Self { port }
     }
+}
+
+/// Whether an HTTP request has the body that its header says.
+fn is_whole(request: &[u8]) -> bool {
+    let request = String::from_utf8_lossy(request).to_ascii_lowercase();
+    let Some((head, body)) = request.split_once("\r\n\r\n") else { return false };
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok());
+    length.is_some_and(|length| body.len() >= length)
 }
