@@ -299,14 +299,9 @@ impl Source {
         self.config().options()
     }
 
-    /// As a configuration; what does not fit together is wrong usage.
+    /// As a configuration.
     fn config(&self) -> Config {
-        let mut config = Config::default();
-        self.over(&mut config);
-        if let Err(conflict) = config.fits() {
-            wrong_usage(&conflict.on_the_command_line());
-        }
-        config
+        of_flags(|config| self.over(config))
     }
 
     /// What was given overrides a configuration.
@@ -443,6 +438,16 @@ pub(crate) fn sinks(config: &Config) -> Result<Sinks, StartError> {
     Sinks::start(&outputs, config.spool.as_deref(), colour)
 }
 
+/// What flags say where there is no file; what does not fit together is wrong usage.
+fn of_flags(flags: impl FnOnce(&mut Config)) -> Config {
+    let mut config = Config::default();
+    flags(&mut config);
+    if let Err(conflict) = config.fits() {
+        wrong_usage(&conflict.on_the_command_line());
+    }
+    config
+}
+
 /// Says so and exits with 2, as for what clap itself refuses.
 fn wrong_usage(what: &str) -> ! {
     Cli::command().error(ErrorKind::MissingRequiredArgument, what).exit()
@@ -457,14 +462,7 @@ fn start(run: Run, started: Instant) -> anyhow::Result<ExitCode> {
             config.expired(Timestamp::now()).iter().for_each(|warning| eprintln!("warning: {warning}"));
             (config, Some(Watch::start(path.clone(), text, Box::new(flags))?))
         }
-        None => {
-            let mut config = Config::default();
-            flags(&mut config);
-            if let Err(conflict) = config.fits() {
-                wrong_usage(&conflict.on_the_command_line());
-            }
-            (config, None)
-        }
+        None => (of_flags(flags), None),
     };
     let bounds = run.record_size.is_some() || run.record_age.is_some() || run.record_free.is_some();
     if config.record.dir.is_none() && bounds {

@@ -20,6 +20,14 @@ pub use rules::*;
 #[serde(transparent)]
 pub struct BootNs(pub u64);
 
+impl BootNs {
+    /// Nanoseconds since the epoch, on a host that booted `boot_time_ns` after it.
+    #[must_use]
+    pub fn wall(self, boot_time_ns: u64) -> i128 {
+        i128::from(boot_time_ns) + i128::from(self.0)
+    }
+}
+
 /// A process, told apart from later ones with the same pid.
 ///
 /// The start is in clock ticks (1/100 s) of `CLOCK_BOOTTIME`: the resolution that `/proc/<pid>/stat` has.

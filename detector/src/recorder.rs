@@ -8,7 +8,6 @@ pub mod segments;
 use std::{
     fs::File,
     io::{self, BufWriter, Write},
-    mem,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -75,12 +74,13 @@ impl Recorder {
         let wants_opening = Arc::new(AtomicBool::new(false));
         let waiting = Arc::new(AtomicUsize::new(0));
         let (queue, messages) = channel();
-        let place = match target {
-            Target::File(path) => Place::File(Output::create(&path)?),
-            Target::Dir(dir, limits) => Place::Segments(Segments::new(dir, limits)?, None),
+        let (segments, output) = match target {
+            Target::File(path) => (None, Some(Output::create(&path)?)),
+            Target::Dir(dir, limits) => (Some(Segments::new(dir, limits)?), None),
         };
         let disk = Disk {
-            place,
+            segments,
+            output,
             wants_opening: Arc::clone(&wants_opening),
             refused: None,
             begun: false,
@@ -166,14 +166,11 @@ impl Output {
     }
 }
 
-enum Place {
-    File(Output),
-    Segments(Segments, Option<Output>),
-}
-
 /// The thread's side.
 struct Disk {
-    place: Place,
+    /// Where segments go; `None` for one file.
+    segments: Option<Segments>,
+    output: Option<Output>,
     wants_opening: Arc<AtomicBool>,
     /// When something was refused last.
     refused: Option<Instant>,
@@ -195,9 +192,7 @@ impl Disk {
                 }
                 Ok(Message::Open(opening)) => self.open(&opening),
                 Ok(Message::Found) => {
-                    if let Place::Segments(segments, _) = &mut self.place {
-                        segments.keep();
-                    }
+                    self.segments.iter_mut().for_each(Segments::keep);
                     flush_at = Instant::now();
                 }
                 Err(RecvTimeoutError::Timeout) => {}
@@ -214,18 +209,11 @@ impl Disk {
 
     fn write(&mut self, records: &[Record]) -> io::Result<()> {
         self.begun = true;
-        let first = records.first().map(|record| record.seq);
-        let (output, of_many) = match &mut self.place {
-            Place::File(output) => (Some(output), false),
-            Place::Segments(segments, output) => {
-                // A stream from its beginning opens itself.
-                if output.is_none() && first == Some(1) {
-                    *output = opened(segments, &mut self.doubt);
-                }
-                (output.as_mut(), true)
-            }
-        };
-        let Some(output) = output else {
+        // A stream from its beginning opens itself.
+        if self.output.is_none() && records.first().is_some_and(|first| first.seq == 1) {
+            self.begin();
+        }
+        let Some(output) = &mut self.output else {
             self.recorded.dropped += records.len() as u64;
             return Ok(());
         };
@@ -238,85 +226,74 @@ impl Disk {
             }
             self.recorded.records += 1;
         }
-        self.bear(written, of_many)
+        self.bear(written)
     }
 
     /// Writes what waits, looks after the directory, and asks for the next segment when it is time.
     fn flush(&mut self) -> io::Result<()> {
-        let (flushed, of_many) = match &mut self.place {
-            Place::File(output) => (output.writer.flush(), false),
-            Place::Segments(segments, output) => {
-                let flushed = output.as_mut().map_or(Ok(()), |output| output.writer.flush());
-                let size = output.as_ref().map_or(0, |output| output.writer.written());
-                let room = segments.look_after();
-                say(&mut self.doubt, room.as_ref().err().cloned());
-                if room.is_err() {
-                    self.refused = Some(Instant::now());
-                }
-                let waits = self.refused.is_some_and(|refused| refused.elapsed() < PATIENCE);
-                let is_over = output.is_none() || segments.is_over(size);
-                if self.begun && is_over && !waits {
-                    self.wants_opening.store(true, Ordering::Relaxed);
-                }
-                if room.is_err()
-                    && let Some(output) = output.take()
-                {
-                    self.recorded.bytes += output.finish().unwrap_or(0);
-                }
-                (flushed, true)
+        let flushed = self.output.as_mut().map_or(Ok(()), |output| output.writer.flush());
+        if let Some(segments) = &self.segments {
+            let size = self.output.as_ref().map_or(0, |output| output.writer.written());
+            let room = segments.look_after();
+            say(&mut self.doubt, room.as_ref().err().cloned());
+            if room.is_err() {
+                self.refused = Some(Instant::now());
             }
-        };
-        self.bear(flushed, of_many)
+            let waits = self.refused.is_some_and(|refused| refused.elapsed() < PATIENCE);
+            let is_over = self.output.is_none() || segments.is_over(size);
+            if self.begun && is_over && !waits {
+                self.wants_opening.store(true, Ordering::Relaxed);
+            }
+            if room.is_err()
+                && let Some(output) = self.output.take()
+            {
+                self.recorded.bytes += output.finish().unwrap_or(0);
+            }
+        }
+        self.bear(flushed)
     }
 
-    /// Begins the next segment.
+    /// Begins the next segment with these records.
     fn open(&mut self, opening: &[Record]) {
         if let Err(error) = self.close() {
             say(&mut self.doubt, Some(error.to_string()));
         }
-        let Place::Segments(segments, output) = &mut self.place else { return };
-        *output = opened(segments, &mut self.doubt);
-        let written = output
+        self.begin();
+        let written = self
+            .output
             .as_mut()
             .map_or(Ok(()), |output| opening.iter().try_for_each(|record| output.writer.opening(record)));
         // Segments are many: the error is borne, and not passed on.
-        let _ = self.bear(written, true);
+        let _ = self.bear(written);
+    }
+
+    /// Begins the next segment, where there is room for one.
+    fn begin(&mut self) {
+        let Some(segments) = &mut self.segments else { return };
+        let opened = segments.begin().and_then(|path| Output::create(&path).map_err(|error| error.to_string()));
+        say(&mut self.doubt, opened.as_ref().err().cloned());
+        self.output = opened.ok();
     }
 
     fn close(&mut self) -> io::Result<()> {
-        let output = match &mut self.place {
-            Place::Segments(_, output) => output.take(),
-            Place::File(_) => match mem::replace(&mut self.place, Place::Segments(Segments::none(), None)) {
-                Place::File(output) => Some(output),
-                Place::Segments(..) => None,
-            },
-        };
-        if let Some(output) = output {
+        if let Some(output) = self.output.take() {
             self.recorded.bytes += output.finish()?;
         }
         Ok(())
     }
 
     /// With one file an error ends the recording; of segments the next one may go well.
-    fn bear(&mut self, result: io::Result<()>, of_many: bool) -> io::Result<()> {
+    fn bear(&mut self, result: io::Result<()>) -> io::Result<()> {
         let Err(error) = result else { return Ok(()) };
-        if !of_many {
+        if self.segments.is_none() {
             return Err(error);
         }
         self.refused = Some(Instant::now());
-        if let Place::Segments(_, output) = &mut self.place
-            && let Some(output) = output.take()
-        {
+        if let Some(output) = self.output.take() {
             say(&mut self.doubt, Some(format!("{}: {error}", output.path.display())));
         }
         Ok(())
     }
-}
-
-fn opened(segments: &mut Segments, doubt: &mut Option<String>) -> Option<Output> {
-    let opened = segments.begin().and_then(|path| Output::create(&path).map_err(|error| error.to_string()));
-    say(doubt, opened.as_ref().err().cloned());
-    opened.ok()
 }
 
 /// Says on standard error what is wrong, or that it is well again; once.

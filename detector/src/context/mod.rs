@@ -110,7 +110,7 @@ impl Context {
     /// RFC 3339 in UTC with nanoseconds.
     #[must_use]
     pub fn wall(&self, time: BootNs) -> String {
-        let ns = i128::from(self.start.boot_time_ns) + i128::from(time.0);
+        let ns = time.wall(self.start.boot_time_ns);
         jiff::Timestamp::from_nanosecond(ns).map_or_else(|_| ns.to_string(), |time| format!("{time:.9}"))
     }
 

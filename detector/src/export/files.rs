@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use super::{Options, run};
 use crate::{
     escape::escape,
-    trace::{Item, Joiner, Next, Reader, command::open},
+    trace::{Item, Joiner, Next, Reader, command::open, line},
 };
 
 /// Exports the streams of all files, each record once; false when something could not be read.
@@ -46,7 +46,7 @@ pub fn export(options: &Options) -> anyhow::Result<bool> {
                 },
                 Some(Ok(Item::Damage(damage))) => {
                     whole &= !damage.is_loss();
-                    eprintln!("error: {name}: {damage}");
+                    eprintln!("{}", line(name, &damage));
                 }
                 Some(Err(error)) => {
                     let error = anyhow::Error::new(error).context(escape(name));

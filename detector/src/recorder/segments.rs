@@ -70,12 +70,6 @@ impl Segments {
         Ok(Self { dir, limits, current: None, previous: None, kept: false })
     }
 
-    /// No directory at all.
-    pub(super) fn none() -> Self {
-        let limits = Limits { size: 0, age: Duration::ZERO, free: 0 };
-        Self { dir: PathBuf::new(), limits, current: None, previous: None, kept: false }
-    }
-
     /// Path of the next segment, from now on the current one.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ pub type Ns = i128;
 
 #[must_use]
 pub fn of(time: BootNs, context: &Context) -> Ns {
-    Ns::from(context.start.boot_time_ns) + Ns::from(time.0)
+    time.wall(context.start.boot_time_ns)
 }
 
 /// When an alert says that it happened; `None` when it is no time.

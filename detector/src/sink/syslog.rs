@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{self, Read, Write},
-    net::{Shutdown, TcpStream, ToSocketAddrs as _, UdpSocket},
+    net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs as _, UdpSocket},
     os::{
         fd::{AsFd, AsRawFd as _},
         unix::{fs::MetadataExt as _, net::UnixDatagram},
@@ -149,19 +149,10 @@ impl Peer for Udp {
         let socket = match &self.socket {
             Some(socket) => socket,
             None => {
-                let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
-                let mut found = None;
-                for address in (self.host.as_str(), self.port).to_socket_addrs()? {
-                    let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-                    match UdpSocket::bind(any).and_then(|socket| socket.connect(address).map(|()| socket)) {
-                        Ok(socket) => {
-                            found = Some(socket);
-                            break;
-                        }
-                        Err(error) => last = error,
-                    }
-                }
-                let socket = found.ok_or(last)?;
+                let socket = first_of(&self.host, self.port, |address| {
+                    let socket = UdpSocket::bind(if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
+                    socket.connect(address).map(|()| socket)
+                })?;
                 socket.set_write_timeout(Some(PATIENCE))?;
                 self.sent = 0;
                 self.socket.insert(socket)
@@ -188,6 +179,18 @@ impl Peer for Udp {
     fn close(&mut self) -> bool {
         self.sent().is_ok()
     }
+}
+
+/// The connection to the first of a host's addresses that takes one, or why the last did not.
+fn first_of<T>(host: &str, port: u16, connect: impl Fn(SocketAddr) -> io::Result<T>) -> io::Result<T> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+    for address in (host, port).to_socket_addrs()? {
+        match connect(address) {
+            Ok(connection) => return Ok(connection),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }
 
 /// Framed messages over TCP, with TLS or without.
@@ -272,14 +275,7 @@ impl Stream {
     }
 
     fn connect(&self) -> io::Result<Connection> {
-        let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
-        for address in (self.host.as_str(), self.port).to_socket_addrs()? {
-            match TcpStream::connect_timeout(&address, PATIENCE) {
-                Ok(socket) => return self.greet(socket),
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
+        self.greet(first_of(&self.host, self.port, |address| TcpStream::connect_timeout(&address, PATIENCE))?)
     }
 
     fn greet(&self, socket: TcpStream) -> io::Result<Connection> {

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
 
@@ -83,7 +84,7 @@ impl Trusted {
     pub fn look(&mut self, warnings: &mut Vec<String>) -> bool {
         let mut changed = false;
         for program in &mut self.0 {
-            let now = stat(&program.path).ok();
+            let now = find(&program.path).ok().map(|(_, seen)| seen);
             if now == program.seen {
                 continue;
             }
@@ -117,17 +118,15 @@ impl Trusted {
 }
 
 fn read(path: &Path) -> io::Result<(Seen, String)> {
+    let (fd, seen) = find(path)?;
+    Ok((seen, source::sha256(&mut root::reopen(&fd)?, SIZE_MAX)?))
+}
+
+fn find(path: &Path) -> io::Result<(OwnedFd, Seen)> {
     let root = Root::open(Path::new("/"), PathBuf::from("/proc/self/mountinfo"))?;
     let (fd, stat) = root.walk(path).target?;
     let seen = seen(root.inode(&fd, &stat), &stat);
-    let sha256 = source::sha256(&mut root::reopen(&fd)?, SIZE_MAX)?;
-    Ok((seen, sha256))
-}
-
-fn stat(path: &Path) -> io::Result<Seen> {
-    let root = Root::open(Path::new("/"), PathBuf::from("/proc/self/mountinfo"))?;
-    let (fd, stat) = root.walk(path).target?;
-    Ok(seen(root.inode(&fd, &stat), &stat))
+    Ok((fd, seen))
 }
 
 fn seen(inode: InodeKey, stat: &nix::sys::stat::FileStat) -> Seen {

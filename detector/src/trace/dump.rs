@@ -86,7 +86,7 @@ impl<'a> Line<'a> {
 /// A moment as RFC 3339.
 #[must_use]
 pub fn wall(boot: u64, time: BootNs) -> String {
-    let ns = i128::from(boot) + i128::from(time.0);
+    let ns = time.wall(boot);
     jiff::Timestamp::from_nanosecond(ns).map_or_else(|_| format!("{ns} ns"), |time| format!("{time:.9}"))
 }
 

@@ -25,6 +25,7 @@ mod writer;
 use std::{fmt, io};
 
 pub use index::{Block, blocks};
+pub use info::line;
 pub use join::{Joiner, Next};
 pub use reader::Reader;
 pub use writer::Writer;

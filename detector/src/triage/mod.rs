@@ -103,7 +103,7 @@ impl Triage {
                 if !self.fixed {
                     self.rules(rules);
                     // One that has expired already must not apply until the next tick.
-                    self.exceptions.passes(self.wall());
+                    self.exceptions.passes(self.now.wall(self.boot_time_ns));
                 }
                 if self.rules.group_ns == 0 {
                     outcome.told.extend(self.groups.finish());
@@ -144,14 +144,9 @@ impl Triage {
     /// Windows that are over close.
     fn passes(&mut self, now: BootNs, outcome: &mut Outcome) {
         self.now = self.now.max(now);
-        self.exceptions.passes(self.wall());
+        self.exceptions.passes(self.now.wall(self.boot_time_ns));
         outcome.told.extend(self.groups.close(self.now, self.rules.group_ns));
         outcome.told.extend(self.limits.close(self.now));
-    }
-
-    /// Nanoseconds since the epoch.
-    fn wall(&self) -> i128 {
-        i128::from(self.boot_time_ns) + i128::from(self.now.0)
     }
 
     fn judge(&mut self, alert: Alert, outcome: &mut Outcome) {

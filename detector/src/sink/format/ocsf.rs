@@ -4,7 +4,10 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use super::{PRODUCT, VERSION, time, uid};
-use crate::alert::{Alert, Process, Severity};
+use crate::{
+    alert::{Alert, Process, Severity},
+    detect::base,
+};
 
 const SCHEMA: &str = "1.3.0";
 const CLASS: u32 = 2004;
@@ -142,10 +145,6 @@ fn resources(alert: &Alert) -> Vec<Value> {
         }));
     }
     resources
-}
-
-fn base(path: &str) -> &str {
-    path.rsplit('/').next().unwrap_or(path)
 }
 
 #[cfg(test)]

@@ -296,13 +296,14 @@ impl Kernel {
             return Err(KernelError::NoLsm(other.join(", ")));
         }
         let error = |source| map_error("TRUSTED", source);
-        let keys: BTreeMap<_, _> = trusted.iter().map(|inode| ((inode.dev, inode.ino), Plain(key(inode)))).collect();
         let before: Vec<Plain<WatchKey>> = self.trusted.keys().filter_map(Result::ok).collect();
-        for gone in before.iter().filter(|known| !keys.contains_key(&(known.0.dev, known.0.ino))) {
-            self.trusted.remove(gone).map_err(error)?;
+        for known in before {
+            if !trusted.contains(&InodeKey { dev: known.0.dev, ino: known.0.ino }) {
+                self.trusted.remove(&known).map_err(error)?;
+            }
         }
-        for key in keys.values() {
-            self.trusted.insert(key, 1, 0).map_err(error)?;
+        for inode in trusted {
+            self.trusted.insert(Plain(key(inode)), 1, 0).map_err(error)?;
         }
         set_setting(&mut self.settings, setting::DENY, 1)
     }
