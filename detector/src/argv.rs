@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use crate::decode::text;
+
 /// Arguments, split by the NUL between them. Shared: a copy costs no memory. As in `/proc/<pid>/cmdline`, no argument at all and
 /// one empty argument are the same.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -11,7 +13,7 @@ impl Argv {
     /// From bytes as the kernel keeps them: each argument with its NUL.
     #[must_use]
     pub fn from_kernel(bytes: &[u8]) -> Self {
-        Self(String::from_utf8_lossy(bytes.strip_suffix(&[0]).unwrap_or(bytes)).into())
+        Self(text(bytes.strip_suffix(&[0]).unwrap_or(bytes)).into())
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &str> {

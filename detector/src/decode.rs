@@ -1,5 +1,7 @@
 //! From the kernel's bytes to typed events. Pure; any input gives an event or an error.
 
+use std::borrow::Cow;
+
 use detector_common as wire;
 use zerocopy::FromBytes;
 
@@ -241,7 +243,12 @@ fn tail(raw: &[u8], len: u16, kind: u16) -> Result<(&[u8], &[u8]), DecodeError> 
 
 fn c_string(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
-    String::from_utf8_lossy(&bytes[..end]).into_owned()
+    text(&bytes[..end]).into_owned()
+}
+
+/// Text from outside, what is no UTF-8 replaced. Nearly all of it is: looking for that first takes half as long.
+pub(crate) fn text(bytes: &[u8]) -> Cow<'_, str> {
+    std::str::from_utf8(bytes).map_or_else(|_| String::from_utf8_lossy(bytes), Cow::Borrowed)
 }
 
 /// The kernel walks from the leaf to the root: components come NUL-terminated and in reverse.
@@ -253,7 +260,7 @@ fn walked_path(bytes: &[u8], truncated: bool) -> String {
     let bytes = bytes.strip_suffix(&[0]).unwrap_or(bytes);
     for component in bytes.rsplit(|b| *b == 0).filter(|c| !c.is_empty()) {
         path.push('/');
-        path.push_str(&String::from_utf8_lossy(component));
+        path.push_str(&text(component));
     }
     if path.is_empty() {
         path.push('/');

@@ -62,12 +62,13 @@ impl Pipeline {
             _ => None,
         };
         self.context.learn(record.time, &record.body, event.as_ref());
-        let context = &self.context;
-        self.detectors
-            .iter_mut()
-            .flat_map(|detector| detector.observe(record, event.as_ref(), context))
-            .map(|finding| alert(finding, record, context))
-            .collect()
+        let mut alerts = Vec::new();
+        for detector in &mut self.detectors {
+            for finding in detector.observe(record, event.as_ref(), &self.context) {
+                alerts.push(alert(finding, record, &self.context));
+            }
+        }
+        alerts
     }
 
     #[must_use]

@@ -80,6 +80,7 @@ pub struct Setup {
 /// When the live source cannot start or go on, standard output is gone, or a recording to one file fails.
 pub fn run(setup: Setup, started: Instant) -> anyhow::Result<()> {
     let Setup { mut config, mut watch, sinks, recorder, explain } = setup;
+    crate::memory::settle();
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;

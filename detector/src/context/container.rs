@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use rustc_hash::FxHashMap;
 use serde::Serialize;
 
 use crate::{
@@ -16,7 +17,7 @@ const MAX: usize = 8192;
 const RETAIN_NS: u64 = 30_000_000_000;
 
 /// A kind of namespace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Namespace {
     Mnt,
     Pid,
@@ -144,10 +145,10 @@ pub struct FirstExecs {
 #[derive(Debug, Default)]
 pub struct Containers {
     by_id: BTreeMap<String, Container>,
-    by_cgroup: BTreeMap<u64, String>,
+    by_cgroup: FxHashMap<u64, String>,
     by_path: BTreeMap<String, String>,
     /// Whose namespaces these are: the first container's of a pod that had them, so that shared ones are its sandbox's.
-    owners: BTreeMap<(Namespace, u32), String>,
+    owners: FxHashMap<(Namespace, u32), String>,
     /// First processes that run.
     inits: BTreeMap<ProcessKey, String>,
     /// In the order in which their cgroups went.

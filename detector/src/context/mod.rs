@@ -6,6 +6,10 @@ pub mod image;
 pub mod process;
 pub mod standing;
 
+use std::cell::RefCell;
+
+use rustc_hash::FxHashMap;
+
 use crate::{
     alert::{Ancestor, Origin, Process},
     context::{
@@ -18,6 +22,9 @@ use crate::{
     record::{Body, BootNs, ContainerInfo, ProcessKey, Start},
 };
 
+/// Most cgroups whose container is kept at hand.
+const HOMES_MAX: usize = 4096;
+
 /// Everything that detection may look up.
 #[derive(Debug, Default)]
 pub struct Context {
@@ -29,11 +36,17 @@ pub struct Context {
     /// When the last process that was there before was told of.
     seeded: BootNs,
     pub images: Images,
+    /// The containers that cgroups are of, as asked for since something was learned of either: nearly every event asks.
+    homes: RefCell<FxHashMap<u64, Option<String>>>,
 }
 
 impl Context {
     /// Learns from a record, before detection sees it. `event` is the decoded form of a kernel record.
     pub fn learn(&mut self, time: BootNs, body: &Body, event: Option<&Event>) {
+        let of_cgroups = matches!(event, Some(Event::Cgroup { .. } | Event::CgroupGone(_)));
+        if of_cgroups || matches!(body, Body::Cgroup { .. } | Body::Container(_) | Body::Tick) {
+            self.homes.get_mut().clear();
+        }
         match body {
             Body::Start(start) => {
                 self.images.policy(&start.policy);
@@ -82,7 +95,8 @@ impl Context {
 
     /// A program runs in this cgroup. Returns how well its container is known, when it is the first there.
     fn runs(&mut self, cgroup: u64, process: ProcessKey, inner_pid: u32, has: &Namespaces) -> Option<&mut u64> {
-        let id = self.containers.of_cgroup(cgroup, &self.cgroups)?.info.id.clone();
+        let container = self.home(cgroup).filter(|container| container.init.is_none())?;
+        let id = container.info.id.clone();
         let host = Namespaces::of_host(&self.start);
         let container = self.containers.runs(&id, process, inner_pid, has, &host)?;
         Some(if container.info.pod.is_some() {
@@ -101,10 +115,21 @@ impl Context {
         time < self.seeded
     }
 
+    /// The container that a cgroup is of, or lies inside of.
+    #[must_use]
+    pub fn home(&self, cgroup: u64) -> Option<&Container> {
+        let mut homes = self.homes.borrow_mut();
+        if homes.len() >= HOMES_MAX {
+            homes.clear();
+        }
+        let found = || self.containers.of_cgroup(cgroup, &self.cgroups).map(|container| container.info.id.clone());
+        self.containers.get(homes.entry(cgroup).or_insert_with(found).as_deref()?)
+    }
+
     /// The container that a process is in by its cgroup.
     #[must_use]
     pub fn container_of(&self, key: ProcessKey) -> Option<&Container> {
-        self.containers.of_cgroup(self.processes.get(key)?.cgroup, &self.cgroups)
+        self.home(self.processes.get(key)?.cgroup)
     }
 
     /// RFC 3339 in UTC with nanoseconds.
@@ -145,7 +170,7 @@ impl Context {
         let Some(process) = self.processes.get(key) else { return (Origin::Unknown, None) };
         let host =
             process.mnt_ns != 0 && process.mnt_ns == self.start.host_mnt_ns && process.pid_ns == self.start.host_pid_ns;
-        match self.containers.of_cgroup(process.cgroup, &self.cgroups) {
+        match self.home(process.cgroup) {
             Some(container) if container.is_known() || !host => return (Origin::Container, Some(container)),
             _ if host => return (Origin::Host, None),
             _ => {}

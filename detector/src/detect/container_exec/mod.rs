@@ -82,7 +82,7 @@ impl Detector for ContainerExec {
             }
             Event::CgroupMove(moved) => {
                 let target = ProcessKey::from_ns(moved.target_tgid, moved.target_start_ns);
-                if let Some(container) = context.containers.of_cgroup(moved.id, &context.cgroups)
+                if let Some(container) = context.home(moved.id)
                     // Without a first process it is the runtime that fills it.
                     && container.init.is_some_and(|init| !descends(target, init, context))
                     && !self.is_told(target, container, context)
@@ -125,7 +125,7 @@ impl ContainerExec {
         let header = &exec.event.header;
         let host = Namespaces::of_host(&context.start);
         let has = Namespaces { mnt: header.mnt_ns, pid: header.pid_ns, shared: exec.event.shared.into() };
-        let home = context.containers.of_cgroup(header.cgroup, &context.cgroups);
+        let home = context.home(header.cgroup);
         if let Some(home) = home.filter(|home| home.init == Some(actor)) {
             self.pending.resolve(actor);
             return self.joins(record, actor, exec, home, context);

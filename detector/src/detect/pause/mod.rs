@@ -114,7 +114,7 @@ impl Pause {
             return None;
         }
         let header = event.header();
-        let container = context.containers.of_cgroup(header.cgroup, &context.cgroups)?;
+        let container = context.home(header.cgroup)?;
         if !container.is_sandbox() {
             return None;
         }
