@@ -6,7 +6,7 @@ use crate::{
     decode,
     detect::{
         Detector, Finding, around::Around, blocked::Blocked, container_exec::ContainerExec,
-        image_arrival::ImageArrivals, impair::Impair, pause::Pause, static_pod::StaticPod,
+        image_arrival::ImageArrivals, impair::Impair, kind_bit, pause::Pause, static_pod::StaticPod,
     },
     record::{Body, Record},
 };
@@ -21,7 +21,8 @@ pub struct Stats {
 /// The pipeline and its state.
 pub struct Pipeline {
     context: Context,
-    detectors: Vec<Box<dyn Detector>>,
+    /// With the kinds of kernel records that each looks at.
+    detectors: Vec<(u64, Box<dyn Detector>)>,
     stats: Stats,
 }
 
@@ -34,17 +35,18 @@ impl Default for Pipeline {
 impl Pipeline {
     #[must_use]
     pub fn new() -> Self {
+        let detectors: Vec<Box<dyn Detector>> = vec![
+            Box::<StaticPod>::default(),
+            Box::<Around>::default(),
+            Box::<Blocked>::default(),
+            Box::<ImageArrivals>::default(),
+            Box::<Pause>::default(),
+            Box::<Impair>::default(),
+            Box::<ContainerExec>::default(),
+        ];
         Self {
             context: Context::default(),
-            detectors: vec![
-                Box::<StaticPod>::default(),
-                Box::<Around>::default(),
-                Box::<Blocked>::default(),
-                Box::<ImageArrivals>::default(),
-                Box::<Pause>::default(),
-                Box::<Impair>::default(),
-                Box::<ContainerExec>::default(),
-            ],
+            detectors: detectors.into_iter().map(|detector| (detector.kinds(), detector)).collect(),
             stats: Stats::default(),
         }
     }
@@ -62,8 +64,9 @@ impl Pipeline {
             _ => None,
         };
         self.context.learn(record.time, &record.body, event.as_ref());
+        let kind = event.as_ref().map_or(!0, |event| kind_bit(event.header().kind));
         let mut alerts = Vec::new();
-        for detector in &mut self.detectors {
+        for (_, detector) in self.detectors.iter_mut().filter(|(kinds, _)| kinds & kind != 0) {
             for finding in detector.observe(record, event.as_ref(), &self.context) {
                 alerts.push(alert(finding, record, &self.context));
             }

@@ -2,14 +2,14 @@
 
 use std::collections::VecDeque;
 
-use detector_common::watch;
+use detector_common::{kind, watch};
 
 use crate::{
     alert::{Evidence, Origin, Severity, Technique},
     context::Context,
     decode::{Event, hook_name},
     detect::{
-        Detector, Finding,
+        Detector, Finding, kinds,
         technique::{DETECTOR_TAMPERING, STATIC_POD},
     },
     escape::escape_to,
@@ -30,6 +30,10 @@ pub struct Around {
 }
 
 impl Detector for Around {
+    fn kinds(&self) -> u64 {
+        kinds(&[kind::OPEN, kind::PTRACE])
+    }
+
     fn observe(&mut self, record: &Record, event: Option<&Event>, context: &Context) -> Vec<Finding> {
         if let Body::Watched(watched) = &record.body {
             self.watched = watched.clone();

@@ -2,13 +2,13 @@
 
 use std::collections::VecDeque;
 
-use detector_common as wire;
+use detector_common::{self as wire, kind};
 
 use crate::{
     alert::{Evidence, File, Origin, Severity},
     context::Context,
     decode::{Event, hook_name},
-    detect::{Detector, Finding, technique::STATIC_POD},
+    detect::{Detector, Finding, kinds, technique::STATIC_POD},
     escape::escape_to,
     record::{Body, BootNs, DirState, ProcessKey, Record, Watched},
 };
@@ -27,6 +27,10 @@ pub struct Blocked {
 }
 
 impl Detector for Blocked {
+    fn kinds(&self) -> u64 {
+        kinds(&[kind::OPEN, kind::MAP, kind::ENTRY])
+    }
+
     fn observe(&mut self, record: &Record, event: Option<&Event>, context: &Context) -> Vec<Finding> {
         if let Body::Watched(watched) = &record.body {
             self.watched = watched.clone();

@@ -39,8 +39,23 @@ pub struct Finding {
 
 /// A technique's state machine. No I/O, no clock, bounded memory.
 pub trait Detector {
+    /// The kinds of kernel records that it looks at, a bit each; of all other records it sees every one.
+    fn kinds(&self) -> u64 {
+        !0
+    }
+
     /// Takes one record, which `context` has learned from already. `event` is the decoded form of a kernel record.
     fn observe(&mut self, record: &Record, event: Option<&Event>, context: &Context) -> Vec<Finding>;
+}
+
+/// A set of [`detector_common::kind`]s.
+pub(crate) fn kinds(of: &[u16]) -> u64 {
+    of.iter().fold(0, |set, kind| set | kind_bit(*kind))
+}
+
+/// A kind in such a set.
+pub(crate) fn kind_bit(kind: u16) -> u64 {
+    1_u64.checked_shl(kind.into()).unwrap_or(0)
 }
 
 /// The last component of a path.

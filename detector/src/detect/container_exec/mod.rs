@@ -12,6 +12,8 @@ mod way;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use detector_common::kind;
+
 use crate::{
     alert::{Evidence, Severity},
     argv::Argv,
@@ -20,7 +22,7 @@ use crate::{
         container::{Container, Namespace, Namespaces},
     },
     decode::{Event, Exec, hook_name},
-    detect::{Detector, Finding, technique::CONTAINER_EXEC},
+    detect::{Detector, Finding, kinds, technique::CONTAINER_EXEC},
     escape::escape_to,
     record::{Body, BootNs, ContainerRole, ProcessKey, ProcessSeed, Record},
 };
@@ -48,6 +50,10 @@ pub struct ContainerExec {
 }
 
 impl Detector for ContainerExec {
+    fn kinds(&self) -> u64 {
+        kinds(&[kind::EXEC, kind::FORK, kind::EXIT, kind::CGROUP_MOVE, kind::NAMESPACES])
+    }
+
     fn observe(&mut self, record: &Record, event: Option<&Event>, context: &Context) -> Vec<Finding> {
         match &record.body {
             Body::Manifest(change) => self.probes.learn(change),

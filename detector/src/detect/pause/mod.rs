@@ -11,13 +11,13 @@ mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 
-use detector_common::{self as wire, watch};
+use detector_common::{self as wire, kind, watch};
 
 use crate::{
     alert::{Evidence, Severity},
     context::{Context, container::Container},
     decode::{Event, hook_name},
-    detect::{Detector, Finding, stored::StoredActs, technique::MALICIOUS_PAUSE},
+    detect::{Detector, Finding, kinds, stored::StoredActs, technique::MALICIOUS_PAUSE},
     escape::escape_to,
     record::{Body, BootNs, ContainerRole, ExecutedFile, ProcessKey, Record},
 };
@@ -58,6 +58,10 @@ struct Sandbox {
 }
 
 impl Detector for Pause {
+    fn kinds(&self) -> u64 {
+        kinds(&[kind::EXEC, kind::FORK, kind::SOCKET, kind::OPEN, kind::ENTRY, kind::PATH])
+    }
+
     fn observe(&mut self, record: &Record, event: Option<&Event>, context: &Context) -> Vec<Finding> {
         match &record.body {
             Body::Kernel { .. } => {

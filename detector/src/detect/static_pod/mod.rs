@@ -10,11 +10,13 @@ mod tests;
 
 use std::collections::BTreeMap;
 
+use detector_common::kind;
+
 use crate::{
     alert::{Evidence, File, Severity},
     context::Context,
     decode::Event,
-    detect::{Detector, Finding, technique::STATIC_POD},
+    detect::{Detector, Finding, kinds, technique::STATIC_POD},
     escape::escape_to,
     manifest::{self, Manifest, Parsed},
     record::{Body, ChangeKind, ManifestChange, Record, WatchReason, Watched},
@@ -36,6 +38,10 @@ pub struct StaticPod {
 }
 
 impl Detector for StaticPod {
+    fn kinds(&self) -> u64 {
+        kinds(&[kind::OPEN, kind::WRITE, kind::MAP, kind::CHANGE, kind::PATH, kind::ENTRY, kind::IO_URING])
+    }
+
     fn observe(&mut self, record: &Record, event: Option<&Event>, context: &Context) -> Vec<Finding> {
         match &record.body {
             Body::Kernel { .. } => {
