@@ -2,8 +2,8 @@
 
 use std::{
     fs::File,
-    io::{self, IsTerminal as _, Read},
-    path::{Path, PathBuf},
+    io::{self, IsTerminal as _},
+    path::PathBuf,
     process::ExitCode,
     thread,
     time::{Duration, Instant},
@@ -21,7 +21,10 @@ use crate::{
     report::Report,
     run::say_outcome,
     sink::Stdout,
-    trace::{Item, Joiner, Next, Reader},
+    trace::{
+        Item, Joiner, Next, Reader,
+        command::{Input, open},
+    },
     triage::Triage,
 };
 
@@ -97,10 +100,10 @@ pub fn replay(options: &Options, mut sink: Stdout) -> anyhow::Result<ExitCode> {
     let mut joiner = Joiner::default();
     let mut damaged = false;
     for path in &options.files {
-        let name = escape(&path.display().to_string());
-        let (input, bytes) = open(path).with_context(|| name.clone())?;
+        let Input { name, bytes, read } = open(path)?;
+        let name = escape(&name);
         let bar = progress(bytes, options.files.len(), &name);
-        let mut reader = Reader::new(input).with_context(|| name.clone())?;
+        let mut reader = Reader::new(read).with_context(|| name.clone())?;
         while let Some(item) = reader.next() {
             match item.with_context(|| name.clone())? {
                 Item::Opening(record) => joiner.opening(record),
@@ -148,19 +151,6 @@ pub fn replay(options: &Options, mut sink: Stdout) -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::SUCCESS
     })
-}
-
-/// A trace's bytes, and how many there are.
-fn open(path: &Path) -> io::Result<(Box<dyn Read>, Option<u64>)> {
-    if path == Path::new("-") {
-        return Ok((Box::new(io::stdin().lock()), None));
-    }
-    let file = File::open(path)?;
-    let metadata = file.metadata()?;
-    if metadata.is_dir() {
-        return Err(io::Error::other("a directory. Name the traces in it: DIR/*.trace"));
-    }
-    Ok((Box::new(file), metadata.is_file().then_some(metadata.len())))
 }
 
 /// A bar on standard error, where that is a terminal and alerts go elsewhere.

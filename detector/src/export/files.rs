@@ -1,13 +1,17 @@
 //! `detector trace export`.
 
-use std::{collections::VecDeque, io::Read};
+use std::{collections::VecDeque, io::Read, path::Path};
 
 use anyhow::Context as _;
 
 use super::{Options, run};
 use crate::{
     escape::escape,
-    trace::{Item, Joiner, Next, Reader, command::open, line},
+    trace::{
+        Item, Joiner, Next, Reader,
+        command::{Input, open},
+        line,
+    },
 };
 
 /// Exports the streams of all files, each record once; false when something could not be read.
@@ -26,7 +30,7 @@ pub fn export(options: &Options) -> anyhow::Result<bool> {
             }
             let Some((name, items)) = &mut reader else {
                 let path = files.next()?;
-                match open(path).and_then(|(name, file)| Ok((name.clone(), Reader::new(file).context(name)?))) {
+                match opened(path) {
                     Ok(opened) => reader = Some(opened),
                     // What is written so far is no answer to what was asked.
                     Err(error) => {
@@ -58,4 +62,10 @@ pub fn export(options: &Options) -> anyhow::Result<bool> {
     });
     let summary = run(options.format, records, &options.output)?;
     Ok(whole && summary.damage == 0)
+}
+
+fn opened(path: &Path) -> anyhow::Result<(String, Reader<Box<dyn Read>>)> {
+    let Input { name, read, .. } = open(path)?;
+    let reader = Reader::new(read).with_context(|| escape(&name))?;
+    Ok((name, reader))
 }

@@ -70,21 +70,34 @@ pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
 fn each(files: &[PathBuf], mut done: impl FnMut(&str, Box<dyn Read>) -> anyhow::Result<bool>) -> anyhow::Result<bool> {
     let mut whole = true;
     for path in files {
-        let (name, file) = open(path)?;
-        whole &= done(&name, file)?;
+        let Input { name, read, .. } = open(path)?;
+        whole &= done(&name, read)?;
     }
     Ok(whole)
 }
 
-/// A file and its name; `-` is standard input.
-pub(crate) fn open(path: &Path) -> anyhow::Result<(String, Box<dyn Read>)> {
+/// A trace's bytes.
+pub(crate) struct Input {
+    /// As it was named, not escaped.
+    pub name: String,
+    /// How many bytes there are, of a regular file.
+    pub bytes: Option<u64>,
+    pub read: Box<dyn Read>,
+}
+
+/// Opens a trace; `-` is standard input.
+///
+/// # Errors
+/// When it cannot be opened, or is a directory.
+pub(crate) fn open(path: &Path) -> anyhow::Result<Input> {
     let name = path.display().to_string();
-    let file: Box<dyn Read> = if path == Path::new("-") {
-        Box::new(io::stdin().lock())
-    } else {
-        Box::new(File::open(path).with_context(|| escape(&name))?)
-    };
-    Ok((name, file))
+    if path == Path::new("-") {
+        return Ok(Input { name, bytes: None, read: Box::new(io::stdin().lock()) });
+    }
+    let file = File::open(path).with_context(|| escape(&name))?;
+    let metadata = file.metadata().with_context(|| escape(&name))?;
+    anyhow::ensure!(!metadata.is_dir(), "{}: a directory. Name the traces in it: DIR/*.trace", escape(&name));
+    Ok(Input { name, bytes: metadata.is_file().then_some(metadata.len()), read: Box::new(file) })
 }
 
 fn info(name: &str, file: impl Read, out: &mut impl Write) -> anyhow::Result<bool> {
