@@ -15,7 +15,7 @@ use crate::{
         file,
         watch::Watch,
     },
-    doctor, drill,
+    confine, doctor, drill,
     record::Policy,
     recorder::{Recorder, Target},
     replay, run,
@@ -197,6 +197,9 @@ struct Run {
     /// Say on standard error which exception silenced what
     #[arg(long)]
     explain: bool,
+    /// Keep every privilege after the hooks are attached: only to look for a fault with
+    #[arg(long)]
+    no_confine: bool,
 }
 
 #[derive(Args, Debug)]
@@ -206,6 +209,9 @@ struct Record {
     output: PathBuf,
     #[command(flatten)]
     source: Source,
+    /// Keep every privilege after the hooks are attached: only to look for a fault with
+    #[arg(long)]
+    no_confine: bool,
 }
 
 #[derive(Args, Debug)]
@@ -344,6 +350,7 @@ impl Run {
         if self.rate_limit.is_some() {
             config.rate_limit.per = RateLimit::default().per;
         }
+        config.confine &= !self.no_confine;
     }
 }
 
@@ -460,10 +467,13 @@ fn start(run: Run, started: Instant) -> anyhow::Result<ExitCode> {
         Some(path) => {
             let (text, config) = file::load(path, &flags)?;
             config.expired(Timestamp::now()).iter().for_each(|warning| eprintln!("warning: {warning}"));
+            // Before the first thread.
+            confine_if(config.confine);
             (config, Some(Watch::start(path.clone(), text, Box::new(flags))?))
         }
         None => (of_flags(flags), None),
     };
+    confine_if(config.confine);
     let bounds = run.record_size.is_some() || run.record_age.is_some() || run.record_free.is_some();
     if config.record.dir.is_none() && bounds {
         wrong_usage(
@@ -477,9 +487,16 @@ fn start(run: Run, started: Instant) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn confine_if(wanted: bool) {
+    if wanted {
+        confine::switch_on();
+    }
+}
+
 fn record_to(record: Record, started: Instant) -> anyhow::Result<ExitCode> {
-    let recorder = Some(Recorder::start(Target::File(record.output))?);
     let config = record.source.config();
+    confine_if(!record.no_confine);
+    let recorder = Some(Recorder::start(Target::File(record.output))?);
     let sinks = Sinks::default();
     run::run(run::Setup { config, watch: None, sinks, recorder, explain: false }, started)?;
     Ok(ExitCode::SUCCESS)
@@ -582,6 +599,7 @@ mod tests {
         let shown = value(&every).to_string();
         assert!(!shown.contains("file\"") && !shown.contains("1MiB"), "{shown}");
         assert!(!given(&["--no-default-dirs"], &text).default_dirs);
+        assert!(given(&[], "{}").confine && !given(&["--no-confine"], "{}").confine);
         let quiet = given(&["--no-cri"], &text);
         assert_eq!((quiet.cri.ask, quiet.cri.sockets.len()), (false, 0));
         assert!(given(&["--cri-socket", "/flag"], "cri: {ask: false}").cri.ask);

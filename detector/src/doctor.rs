@@ -10,6 +10,7 @@ use std::{
 };
 
 use crate::{
+    confine,
     escape::{escape, escape_to},
     record::{Body, DirState, HookState, InfoFrom, Watched},
     source::{
@@ -263,6 +264,8 @@ fn host(report: &mut String, options: &Options) -> std::fmt::Result {
     let lsm = security("lsm");
     let active = lsm.split(',').any(|name| name == "bpf");
     line("", "LSM list", &format!("{lsm}{}", if active { " (bpf is active)" } else { "" }))?;
+    let (confined, outlook) = confine::outlook();
+    line(if confined { "ok" } else { "note" }, "confinement", &outlook)?;
     line("", "cgroups", &cgroup_mode())
 }
 

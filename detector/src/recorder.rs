@@ -20,7 +20,11 @@ use std::{
 
 use segments::{Limits, Segments};
 
-use crate::{record::Record, trace::Writer};
+use crate::{
+    confine::{self, Files},
+    record::Record,
+    trace::Writer,
+};
 
 /// How long a record may wait for its block to be written: what a killed agent loses.
 const FLUSH: Duration = Duration::from_secs(1);
@@ -74,9 +78,12 @@ impl Recorder {
         let wants_opening = Arc::new(AtomicBool::new(false));
         let waiting = Arc::new(AtomicUsize::new(0));
         let (queue, messages) = channel();
-        let (segments, output) = match target {
-            Target::File(path) => (None, Some(Output::create(&path)?)),
-            Target::Dir(dir, limits) => (Some(Segments::new(dir, limits)?), None),
+        let (segments, output, files) = match target {
+            Target::File(path) => (None, Some(Output::create(&path)?), Files::default()),
+            Target::Dir(dir, limits) => {
+                let files = Files::default().writing_into(&dir);
+                (Some(Segments::new(dir, limits)?), None, files)
+            }
         };
         let disk = Disk {
             segments,
@@ -88,7 +95,10 @@ impl Recorder {
             doubt: None,
         };
         let counts = Arc::clone(&waiting);
-        let thread = thread::Builder::new().name("recorder".to_owned()).spawn(move || disk.run(&messages, &counts))?;
+        let thread = thread::Builder::new().name("recorder".to_owned()).spawn(move || {
+            confine::thread(&files);
+            disk.run(&messages, &counts)
+        })?;
         Ok(Self { queue, waiting, wants_opening, thread, dropped: 0 })
     }
 

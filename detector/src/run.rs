@@ -21,12 +21,14 @@ use crate::{
     alert::{Alert, Severity},
     cli,
     config::{Config, file::Problem, watch::Watch},
+    confine,
     context::{container::FirstExecs, standing::Standing},
     escape::escape,
+    opener::Opener,
     pipeline::Pipeline,
     record::{Body, DirState, Record, Watched},
     recorder::{Recorded, Recorder},
-    sink::{self, Sinks},
+    sink::{self, Sinks, StartError},
     source::live::{Identity, Live},
     triage::{Counts, Outcome, Triage},
 };
@@ -88,7 +90,8 @@ pub fn run(setup: Setup, started: Instant) -> anyhow::Result<()> {
         let mut hangup = watch.is_some().then(|| signal(SignalKind::hangup())).transpose()?;
         let mut records = Vec::new();
         let (pipeline, triage, standing) = (Pipeline::new(), Triage::new(), Standing::default());
-        let mut ends = Ends { pipeline, triage, standing, sinks, recorder, explain };
+        let opener = Opener::start(|config: Box<Config>| cli::sinks(&config))?;
+        let mut ends = Ends { pipeline, triage, standing, sinks, opener, recorder, explain };
         let mut stats = Stats::default();
         let mut live = Live::start(&config.options(), &mut records)?;
         // Parsing the kernel's types took many times what the agent needs from now on.
@@ -101,6 +104,9 @@ pub fn run(setup: Setup, started: Instant) -> anyhow::Result<()> {
         // SAFETY: as above.
         let runtimes = live.runtimes_fd().map(|fd| unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) });
         let runtimes = runtimes.transpose().map_err(io::Error::from)?;
+        if let Some(confined) = confine::process(|| live.rehearse()) {
+            eprintln!("{confined}");
+        }
         let hooks = live.kernel().hooks();
         for hook in hooks.iter().filter(|hook| hook.backend.is_none()) {
             eprintln!("degraded: hook {}: {}", hook.name, hook.reason.as_deref().unwrap_or("not attached"));
@@ -205,6 +211,8 @@ struct Ends {
     triage: Triage,
     standing: Standing,
     sinks: Sinks,
+    /// Starts other sinks: this thread may not any more.
+    opener: Opener<Box<Config>, Result<Sinks, StartError>>,
     recorder: Option<Recorder>,
     explain: bool,
 }
@@ -264,12 +272,12 @@ impl Ends {
     /// Takes other sinks. Those of before end first: both may have the same spool. Yields what became of their alerts.
     fn reopen(&mut self, before: &Config, config: &mut Config) -> anyhow::Result<Vec<sink::State>> {
         let states = std::mem::take(&mut self.sinks).finish()?;
-        self.sinks = match cli::sinks(config) {
+        self.sinks = match self.opener.open(Box::new(config.clone()))? {
             Ok(sinks) => sinks,
             Err(error) => {
                 eprintln!("config: outputs: {error}. Those of before stay in force");
                 config.outputs.clone_from(&before.outputs);
-                cli::sinks(config)?
+                self.opener.open(Box::new(config.clone()))??
             }
         };
         Ok(states)
@@ -343,7 +351,9 @@ mod tests {
     #[test]
     fn a_reload_in_the_middle_of_a_stream_loses_nothing() {
         let (pipeline, triage, standing) = (Pipeline::new(), Triage::new(), Standing::default());
-        let mut ends = Ends { pipeline, triage, standing, sinks: Sinks::default(), recorder: None, explain: false };
+        let opener = Opener::start(|config: Box<Config>| cli::sinks(&config)).unwrap();
+        let sinks = Sinks::default();
+        let mut ends = Ends { pipeline, triage, standing, sinks, opener, recorder: None, explain: false };
         let (mut stats, mut config, mut stream) = (Stats::default(), Config::default(), Stream::new());
         stream.push(Body::Config(Box::new(config.rules())));
         let actor = Actor::host(60, 90);

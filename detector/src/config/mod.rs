@@ -74,6 +74,9 @@ pub struct Config {
     ///       path: /etc/kubernetes/manifests/*.yaml
     ///       when: alert.process.exe == "/usr/bin/kubeadm"
     pub exceptions: Vec<Exception>,
+    /// Give up, once everything is attached, what is not needed any more: capabilities, system calls, writing to files. False only to
+    /// look for a fault with.
+    pub confine: bool,
 }
 
 /// Container runtimes.
@@ -188,6 +191,7 @@ impl Default for Config {
             grouping: Grouping::default(),
             rate_limit: RateLimit::default(),
             exceptions: Vec::new(),
+            confine: true,
         }
     }
 }
@@ -362,6 +366,7 @@ impl Config {
             ("deny", self.deny != new.deny),
             ("record", self.record != new.record),
             ("spool", self.spool != new.spool),
+            ("confine", self.confine != new.confine),
         ];
         changed.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| key).collect()
     }

@@ -107,7 +107,7 @@ fn what_is_fine_is_taken_and_what_is_left_out_has_its_default() {
          cri: {{sockets: [/c]}}\npause: {{digests: ['sha256:{digest}'], binaries: ['{digest}']}}\n\
          deny: {{static_pod: true, trust: [/d, /e={digest}]}}\n\
          record: {{dir: /f, size: 3MiB, age: 90m, free_percent: 20}}\noutputs: [stdout:json]\n\
-         grouping: {{window: 0s}}\nrate_limit: {{alerts: 5, per: 1h 30m}}\n{}",
+         grouping: {{window: 0s}}\nrate_limit: {{alerts: 5, per: 1h 30m}}\nconfine: false\n{}",
         with_exception(
             "  namespace: shop\n  image: a/*\n  when: |\n    alert.title == 'reason: x'\n    && !alert.blocked\n"
         )
@@ -220,6 +220,7 @@ fn what_changes_is_in_force_at_once_or_named_as_waiting_for_a_restart() {
         "btf": "/b", "cri": {"ask": false}, "pause": {"binaries": [digest]}, "deny": {"static_pod": true},
         "record": {"dir": "/a"}, "outputs": ["stdout:json"], "spool": "/s", "grouping": {"window": "1s"}, "rate_limit": {"alerts": 1},
         "exceptions": [{"name": "a", "reason": "b", "expires": "2027-01-01T00:00:00Z", "path": "/a"}],
+        "confine": false,
     });
     let at_once = ["pause", "outputs", "grouping", "rate_limit", "exceptions"];
     for key in default.as_object().unwrap().keys() {

@@ -18,6 +18,7 @@ use super::{
     Config,
     file::{self, Problem},
 };
+use crate::confine::{self, Files};
 
 /// How often the file is looked at.
 const EVERY: Duration = Duration::from_secs(1);
@@ -45,7 +46,11 @@ impl Watch {
         let (ask, asked) = channel();
         let (send, changes) = unbounded_channel();
         let eye = Eye { path, flags, seen: Ok(text) };
-        thread::Builder::new().name("config".to_owned()).spawn(move || eye.run(every, &asked, &send))?;
+        let files = Files::default().reading(&eye.path);
+        thread::Builder::new().name("config".to_owned()).spawn(move || {
+            confine::thread(&files);
+            eye.run(every, &asked, &send);
+        })?;
         Ok(Self { changes, ask })
     }
 

@@ -23,7 +23,11 @@ use super::{
     spool::Spool,
     syslog, tls,
 };
-use crate::{alert::Alert, sink::spec};
+use crate::{
+    alert::Alert,
+    confine::{self, Files},
+    sink::spec,
+};
 
 /// How long sinks may take to deliver what waits when the agent ends.
 const GRACE: Duration = Duration::from_secs(5);
@@ -136,28 +140,29 @@ impl Sink {
         let threads = match spec.kind() {
             Kind::Stdout(form) => {
                 let out = Stdout::new(*form, colour);
-                vec![spawn(move || local::stdout(&alerts, out, &given))]
+                vec![spawn(Files::default(), move || local::stdout(&alerts, out, &given))]
             }
             Kind::File(file) => {
                 let file = file.clone();
-                vec![spawn(move || {
+                vec![spawn(Files::default().writing(&file.path), move || {
                     local::file(&alerts, file, &of_name, &given);
                     Ok(())
                 })]
             }
             Kind::Remote(remote) => {
                 let peer = peer(remote).map_err(failed)?;
-                let spool = open_spool(spec, remote, &name, spool)?;
+                let (spool, files) = open_spool(spec, remote, &name, spool)?;
+                let delivering = reached(remote, files.clone());
                 counts.found(spool.waiting());
                 let shared = Arc::new(Shared::new(spool));
                 let delivery = Delivery::new(peer, Arc::clone(&shared), given, name.clone());
                 let (render, given) = (render(&remote.to), Arc::clone(&counts));
                 vec![
-                    spawn(move || {
+                    spawn(files, move || {
                         collect(&alerts, &shared, &of_name, &given, &render, GRACE);
                         Ok(())
                     }),
-                    spawn(move || {
+                    spawn(delivering, move || {
                         delivery.run();
                         Ok(())
                     }),
@@ -180,8 +185,27 @@ impl Sink {
     }
 }
 
-fn spawn(run: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<JoinHandle<io::Result<()>>> {
-    thread::Builder::new().name("sink".to_owned()).spawn(run)
+/// A thread that works with these files alone.
+fn spawn(
+    files: Files,
+    run: impl FnOnce() -> io::Result<()> + Send + 'static,
+) -> io::Result<JoinHandle<io::Result<()>>> {
+    thread::Builder::new().name("sink".to_owned()).spawn(move || {
+        confine::thread(&files);
+        run()
+    })
+}
+
+/// What it takes to reach a receiver beside the spool. Certificates and keys have been read.
+fn reached(remote: &Remote, files: Files) -> Files {
+    match &remote.to {
+        To::Journald { .. } | To::Syslog(spec::Syslog { peer: spec::Peer::Unix(_), .. }) => files,
+        To::Syslog(_) => files.resolving(),
+        To::Http(http) => match &http.header_file {
+            Some(file) => files.resolving().reading(file),
+            None => files.resolving(),
+        },
+    }
 }
 
 fn peer(remote: &Remote) -> io::Result<Box<dyn Peer>> {
@@ -217,10 +241,16 @@ fn render(to: &To) -> Render {
     }
 }
 
-fn open_spool(spec: &Spec, remote: &Remote, name: &str, common: Option<&Path>) -> Result<Spool, StartError> {
+/// The spool, and the files that it is.
+fn open_spool(spec: &Spec, remote: &Remote, name: &str, common: Option<&Path>) -> Result<(Spool, Files), StartError> {
     let own = || common.map(|common| common.join(directory(spec)));
-    let Some(dir) = remote.spool.clone().or_else(own) else { return Ok(Spool::in_memory(remote.spool_size)) };
-    Spool::open(&dir, remote.spool_size).map_err(|source| StartError::Spool { sink: name.to_owned(), dir, source })
+    let Some(dir) = remote.spool.clone().or_else(own) else {
+        return Ok((Spool::in_memory(remote.spool_size), Files::default()));
+    };
+    match Spool::open(&dir, remote.spool_size) {
+        Ok(spool) => Ok((spool, Files::default().writing_into(&dir))),
+        Err(source) => Err(StartError::Spool { sink: name.to_owned(), dir, source }),
+    }
 }
 
 /// A spool's directory below the common one: readable, and different for different receivers.

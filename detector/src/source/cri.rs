@@ -17,7 +17,10 @@ use std::{
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::Notify;
 
-use crate::record::{ContainerInfo, ImageNames};
+use crate::{
+    confine,
+    record::{ContainerInfo, ImageNames},
+};
 
 mod client;
 mod convert;
@@ -121,6 +124,7 @@ impl Cri {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
         let theirs = Arc::clone(&shared);
         std::thread::Builder::new().name("cri".to_owned()).spawn(move || {
+            confine::asker();
             runtime.block_on(async {
                 tokio::select! {
                     () = theirs.stop.notified() => {}

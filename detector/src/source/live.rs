@@ -183,6 +183,11 @@ impl Live {
         &self.kernel
     }
 
+    /// Does what is done to the kernel's maps and programs later on, without effect. Whether it could be done.
+    pub fn rehearse(&mut self) -> bool {
+        self.kernel.rehearse().is_ok()
+    }
+
     /// Readable when container runtimes have answered.
     #[must_use]
     pub fn runtimes_fd(&self) -> Option<RawFd> {

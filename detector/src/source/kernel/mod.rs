@@ -85,6 +85,8 @@ pub struct Kernel {
     syscalls: bool,
     /// `sys_exit`, while it is attached for old descriptors alone.
     writes: Option<BtfTracePointLinkId>,
+    /// Why it cannot be: it is loaded at the start, since a confined agent loads nothing.
+    no_writes: Option<KernelError>,
     /// Owns programs, links and the maps that are not taken out below.
     ebpf: Ebpf,
     alerting: RingBuf<MapData>,
@@ -171,11 +173,17 @@ impl Kernel {
         if syscalls {
             hooks.extend(attacher.role(Role::Syscall, &[Backend::Tracepoint]));
         }
+        let no_writes = match hooks::NO_SYSCALLS {
+            Some(reason) => Some(KernelError::NoSyscalls(reason)),
+            None if precise || syscalls => None,
+            None => load_sys_exit(&mut ebpf, "sys_exit", &kernel_btf).err(),
+        };
         Ok(Self {
             hooks,
             precise,
             syscalls,
             writes: None,
+            no_writes,
             alerting: take(&mut ebpf, "ALERTING")?.try_into().map_err(|source| map_error("ALERTING", source))?,
             context: take(&mut ebpf, "CONTEXT")?.try_into().map_err(|source| map_error("CONTEXT", source))?,
             watched: take(&mut ebpf, "WATCHED")?.try_into().map_err(|source| map_error("WATCHED", source))?,
@@ -314,23 +322,38 @@ impl Kernel {
     /// When the settings map cannot be written, or the hook that sees writes cannot be attached.
     pub fn track_writes(&mut self, on: bool) -> Result<(), KernelError> {
         if !self.syscalls {
-            if let (true, Some(reason)) = (on, hooks::NO_SYSCALLS) {
-                return Err(KernelError::NoSyscalls(reason));
-            }
             match (on, self.writes.take()) {
                 (true, None) => {
+                    if let Some(error) = self.no_writes.take() {
+                        return Err(error);
+                    }
                     set_setting(&mut self.settings, setting::WRITES_ONLY, 1)?;
-                    self.writes = Some(attach_sys_exit(&mut self.ebpf, "sys_exit")?);
+                    let program = sys_exit(&mut self.ebpf, "sys_exit")?;
+                    self.writes = Some(program.attach().map_err(load_error)?);
                 }
                 (false, Some(link)) => {
-                    let program = sys_exit(&mut self.ebpf, "sys_exit")?;
-                    program.detach(link).map_err(load_error)?;
-                    program.unload().map_err(load_error)?;
+                    sys_exit(&mut self.ebpf, "sys_exit")?.detach(link).map_err(load_error)?;
                 }
                 (_, link) => self.writes = link,
             }
         }
         set_setting(&mut self.settings, setting::TRACK_WRITES, on.into())
+    }
+
+    /// Does what may have to be done later, and leaves everything as it is: whether that takes privileges is the kernel's to say.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn rehearse(&mut self) -> Result<(), KernelError> {
+        let error = |source| map_error("SETTINGS", source);
+        let depth = self.settings.get(&setting::DEPTH, 0).map_err(error)?;
+        set_setting(&mut self.settings, setting::DEPTH, depth)?;
+        if !self.precise && !self.syscalls && self.no_writes.is_none() && self.writes.is_none() {
+            let program = sys_exit(&mut self.ebpf, "sys_exit")?;
+            let link = program.attach().map_err(load_error)?;
+            program.detach(link).map_err(load_error)?;
+        }
+        Ok(())
     }
 
     /// What was lost since the last call.
@@ -396,7 +419,8 @@ pub fn floor(backend: Backend) -> Result<Ebpf, KernelError> {
     let mut ebpf =
         EbpfLoader::new().btf(Some(&kernel_btf)).load(PROGRAMS).map_err(|e| KernelError::Load(Box::new(e)))?;
     if backend == Backend::Tracepoint {
-        attach_sys_exit(&mut ebpf, "floor")?;
+        load_sys_exit(&mut ebpf, "floor", &kernel_btf)?;
+        sys_exit(&mut ebpf, "floor")?.attach().map_err(load_error)?;
         return Ok(ebpf);
     }
     for (name, target) in [
@@ -424,10 +448,8 @@ fn sys_exit<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut BtfTra
     ebpf.program_mut(name).ok_or(KernelError::Missing(name))?.try_into().map_err(load_error)
 }
 
-fn attach_sys_exit(ebpf: &mut Ebpf, name: &'static str) -> Result<BtfTracePointLinkId, KernelError> {
-    let program = sys_exit(ebpf, name)?;
-    program.load("sys_exit", &Btf::from_sys_fs()?).map_err(load_error)?;
-    program.attach().map_err(load_error)
+fn load_sys_exit(ebpf: &mut Ebpf, name: &'static str, btf: &Btf) -> Result<(), KernelError> {
+    sys_exit(ebpf, name)?.load("sys_exit", btf).map_err(load_error)
 }
 
 /// Where system calls' arguments are in the registers: native ones, then those of 32-bit callers.
