@@ -111,12 +111,13 @@ impl Agent {
     fn threads(&self) -> Vec<(String, BTreeMap<String, String>)> {
         let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
         let status = |task: fs::DirEntry| {
-            let text = fs::read_to_string(task.path().join("status")).unwrap();
+            // One that ends meanwhile is none of them.
+            let text = fs::read_to_string(task.path().join("status")).ok()?;
             let fields = text.lines().filter_map(|line| line.split_once(":\t"));
             let fields: BTreeMap<_, _> = fields.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-            (fields["Name"].clone(), fields)
+            Some((fields.get("Name")?.clone(), fields))
         };
-        tasks.map(|task| status(task.unwrap())).collect()
+        tasks.filter_map(|task| status(task.ok()?)).collect()
     }
 
     /// Ends it, and its statistics.

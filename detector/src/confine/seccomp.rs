@@ -27,21 +27,20 @@ const ITSELF: Calls = calls![
     SYS_clock_getres SYS_clock_gettime SYS_clock_nanosleep SYS_nanosleep SYS_gettimeofday
     SYS_rt_sigaction SYS_rt_sigprocmask SYS_rt_sigreturn SYS_sigaltstack
     SYS_capget SYS_capset SYS_landlock_create_ruleset SYS_landlock_add_rule SYS_landlock_restrict_self
-    SYS_getcwd SYS_getegid SYS_geteuid SYS_getgid SYS_getpid SYS_getppid SYS_getuid SYS_getrandom SYS_getrusage
-    SYS_sysinfo SYS_uname SYS_umask
+    SYS_getcwd SYS_getegid SYS_geteuid SYS_getgid SYS_getpid SYS_getuid SYS_getrandom SYS_getrusage
+    SYS_sysinfo SYS_uname
 ];
 
 /// Descriptors and waiting.
 const WAITING: Calls = calls![
-    SYS_close SYS_dup SYS_dup3 SYS_fcntl SYS_read SYS_readv SYS_write SYS_writev SYS_pread64 SYS_pwrite64 SYS_lseek
-    SYS_epoll_create1 SYS_epoll_ctl SYS_epoll_pwait SYS_epoll_pwait2 SYS_eventfd2 SYS_pipe2 SYS_ppoll SYS_pselect6
-    SYS_timerfd_create SYS_timerfd_gettime SYS_timerfd_settime
+    SYS_close SYS_dup SYS_fcntl SYS_read SYS_readv SYS_write SYS_writev SYS_pread64 SYS_pwrite64 SYS_lseek
+    SYS_epoll_create1 SYS_epoll_ctl SYS_epoll_pwait SYS_eventfd2 SYS_pipe2 SYS_ppoll
 ];
 
 /// Files. Which of them is a matter of the thread's user and Landlock.
 const FILES: Calls = calls![
     SYS_openat SYS_openat2 SYS_faccessat SYS_faccessat2 SYS_fstat SYS_newfstatat SYS_statx SYS_statfs SYS_fstatfs
-    SYS_getdents64 SYS_readlinkat SYS_fadvise64 SYS_fallocate SYS_flock SYS_fsync SYS_fdatasync SYS_ftruncate
+    SYS_getdents64 SYS_readlinkat SYS_flock SYS_fsync SYS_fdatasync SYS_ftruncate
     SYS_linkat SYS_mkdirat SYS_renameat SYS_renameat2 SYS_unlinkat SYS_copy_file_range SYS_sendfile
 ];
 
@@ -54,8 +53,8 @@ const CONNECTIONS: Calls = calls![
 /// What the C libraries still use where there are newer ones.
 #[cfg(target_arch = "x86_64")]
 const OLD: Calls = calls![
-    SYS_access SYS_arch_prctl SYS_dup2 SYS_epoll_wait SYS_getrlimit SYS_link SYS_lstat SYS_mkdir SYS_open SYS_poll
-    SYS_readlink SYS_rename SYS_rmdir SYS_select SYS_stat SYS_unlink
+    SYS_access SYS_epoll_wait SYS_link SYS_lstat SYS_mkdir SYS_open SYS_poll
+    SYS_readlink SYS_rename SYS_rmdir SYS_stat SYS_unlink
 ];
 #[cfg(not(target_arch = "x86_64"))]
 const OLD: Calls = &[];

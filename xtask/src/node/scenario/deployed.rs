@@ -20,8 +20,10 @@ use crate::{image, manifests, vm::Arch};
 
 /// Where Kubernetes' namespaces' pods would be, had the node an API server.
 const OF_AGENT: &str = "detector";
-/// CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE, CAP_PERFMON, CAP_BPF.
-const CAPABILITIES: u64 = 1 << 2 | 1 << 19 | 1 << 38 | 1 << 39;
+/// CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE: what the agent keeps.
+const KEPT: u64 = 1 << 2 | 1 << 19;
+/// CAP_SETGID, CAP_SETUID, CAP_PERFMON, CAP_BPF: what it starts with beside them.
+const STARTED_WITH: u64 = KEPT | 1 << 6 | 1 << 7 | 1 << 38 | 1 << 39;
 
 /// kubelet starts the DaemonSet's pod; from in there the agent sees the node.
 pub fn deployed(node: &mut Node, _: &Options, checks: &mut Checks) -> anyhow::Result<()> {
@@ -32,7 +34,10 @@ pub fn deployed(node: &mut Node, _: &Options, checks: &mut Checks) -> anyhow::Re
     let agent = node.run_pod(&manifest("detector", manifests::base()?)?)?;
     let mut watch = Watch::of_log(&log_of(&agent)?)?;
     let id = agent.containers.get("detector").context("the pod has no container detector")?;
-    checks.check("it has the DaemonSet's capabilities, no new privileges, a seccomp filter", confined(id));
+    checks.check(
+        "it had the DaemonSet's capabilities, keeps two, and has no new privileges and its seccomp filter",
+        confined(id),
+    );
 
     node.plant(&pods::manifest("planted", pods::IDLE))?;
     let planted = place("manifests/planted.yaml");
@@ -84,6 +89,8 @@ pub fn deployed(node: &mut Node, _: &Options, checks: &mut Checks) -> anyhow::Re
         let ready = log.lines().filter(|line| line.contains(" stderr F ready: ")).count();
         ensure!(ready == 1, "it said ready {ready} times");
         ensure!(!log.contains("cannot be read"), "it says of a directory that it cannot be read");
+        let confined = log.lines().find(|line| line.contains(" stderr F confined: ")).context("it is not confined")?;
+        ensure!(confined.contains("their own files alone"), "{confined}");
         Ok(())
     };
     checks.check("it was never restarted, and reads all that it watches", stayed());
@@ -141,10 +148,11 @@ fn confined(container: &str) -> anyhow::Result<()> {
     let pid = fs::read_to_string(bundle.join("init.pid"))?;
     let status = fs::read_to_string(format!("/proc/{}/status", pid.trim()))?;
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim).unwrap_or_default();
-    for set in ["CapPrm:", "CapEff:", "CapBnd:"] {
+    for (set, expected) in [("CapPrm:", KEPT), ("CapEff:", KEPT), ("CapBnd:", STARTED_WITH)] {
         let found = u64::from_str_radix(field(set), 16).with_context(|| format!("{set} {}", field(set)))?;
-        ensure!(found == CAPABILITIES, "{set} {found:x}, not {CAPABILITIES:x}");
+        ensure!(found == expected, "{set} {found:x}, not {expected:x}");
     }
+    ensure!(field("Uid:").ends_with("65534"), "it writes as root: Uid: {}", field("Uid:"));
     ensure!(field("NoNewPrivs:") == "1", "NoNewPrivs: {}", field("NoNewPrivs:"));
     ensure!(field("Seccomp:") == "2", "Seccomp: {}", field("Seccomp:"));
     let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", pid.trim()))?;
