@@ -387,6 +387,42 @@ fn a_confined_agent_delivers_spools_rotates_records_and_reloads() {
     assert!(traces(&record) > 0 && traces(&record.join("evidence")) > 0, "a finding keeps its segment");
 }
 
+/// Without the change hooks, who writes through a descriptor that is older than the watch is seen at the end of the system call. That
+/// hook is attached while there are such descriptors.
+#[test]
+fn a_confined_agent_attaches_what_it_loaded_at_its_start() {
+    // Where this way does not attach either, the ends of system calls are not seen otherwise.
+    let mut arguments = vec!["--hooks", "fentry"];
+    for hook in ["inode-change-set", "inode-change-exchange", "inode-change-repeat"] {
+        arguments.extend(["--without-hook", hook]);
+    }
+    let output = |root: &Path| format!("outputs: ['file://{}/a.jsonl']\n", root.display());
+    let agent = Agent::start(output, &arguments);
+    let (outside, inside) = (agent.path("b.yaml"), agent.path("manifests/b.yaml"));
+    let alerts = || {
+        let text = fs::read_to_string(agent.path("a.jsonl")).unwrap_or_default();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>()
+    };
+    for round in 1..=2 {
+        fs::write(&outside, "kind: Pod\n").unwrap();
+        let mut old = fs::File::options().append(true).open(&outside).unwrap();
+        fs::rename(&outside, &inside).unwrap();
+        let of = |change: &'static str| move |alert: &Value| alert["file"]["change"] == change;
+        let count = |change| alerts().into_iter().filter(of(change)).count();
+        wait_for("the manifest", || count("added") == round);
+        old.write_all(b"# more\n").unwrap();
+        wait_for("its change", || count("modified") == round);
+        let change = alerts().into_iter().rfind(of("modified")).unwrap();
+        assert_eq!(change["process"]["pid"], std::process::id(), "{change:#}");
+        assert!(change["evidence"].to_string().contains("write"), "{change:#}");
+        drop(old);
+        fs::remove_file(&inside).unwrap();
+        wait_for("its end", || count("removed") == round);
+    }
+    let (_, root) = agent.stop();
+    drop(root);
+}
+
 /// A file of whom the agent may not read any more is no surprise: a reload says so, and what was there before stays.
 #[test]
 fn a_reload_that_cannot_be_opened_leaves_what_was_there() {
