@@ -204,6 +204,26 @@ fn an_agent_that_is_told_to_gives_nothing_up() {
     agent.stop();
 }
 
+#[test]
+fn what_cannot_be_given_up_is_said() {
+    needs_root();
+    let dir = tempfile::tempdir().unwrap();
+    let mut child = Command::new("setpriv")
+        .args(["--bounding-set", "-all,+bpf,+perfmon,+sys_ptrace,+dac_read_search", env!("CARGO_BIN_EXE_detector")])
+        .args(["run", "--no-default-dirs", "--no-cri", "--output", "stdout:json", "--manifest-dir"])
+        .arg(dir.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let said: Vec<_> = lines.take_while(|line| !line.starts_with("ready: ")).collect();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let confined = said.iter().find(|line| line.starts_with("confined: ")).unwrap_or_else(|| panic!("{said:?}"));
+    assert!(confined.contains("CAP_SYS_PTRACE; writes as root (becoming nobody takes CAP_SETUID"), "{confined}");
+}
+
 /// What comes of an attempt of a free process, of the main thread of a confined one, and of a thread that writes its own files.
 /// `-` is not tried.
 const ATTEMPTS: &[(&str, &str, &str, &str)] = &[

@@ -123,7 +123,7 @@ pub fn process(mut rehearse: impl FnMut() -> bool) -> Option<String> {
 #[must_use]
 pub fn outlook() -> (bool, String) {
     let (landlock, seccomp) = (landlock::available(), seccomp::available());
-    let nobody = capabilities::has(Capability::CAP_SETUID) && capabilities::has(Capability::CAP_SETGID);
+    let nobody = may_become_nobody();
     let words = [
         match &seccomp {
             Ok(()) => format!("{} system calls", seccomp::count()),
@@ -139,12 +139,19 @@ pub fn outlook() -> (bool, String) {
     (landlock.is_ok() && seccomp.is_ok() && nobody, words.join("; "))
 }
 
+fn may_become_nobody() -> bool {
+    capabilities::has(Capability::CAP_SETUID) && capabilities::has(Capability::CAP_SETGID)
+}
+
 /// Lets this thread touch files as nobody. What it may read is a matter of `CAP_DAC_READ_SEARCH`; and the way back is no system call
 /// that [`seccomp`] lets through.
 fn write_as_nobody() -> Result<(), String> {
     if !nix::unistd::geteuid().is_root() {
         // Whoever is not root has no such rights.
         return Ok(());
+    }
+    if !may_become_nobody() {
+        return Err(NOT_NOBODY.to_owned());
     }
     // SAFETY: no group is read from the null pointer. The library's function would change all threads.
     if unsafe { libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()) } != 0 {
