@@ -5,7 +5,7 @@
 //! | thread | capabilities | files |
 //! |---|---|---|
 //! | main: source and pipeline | `SYS_PTRACE`, `DAC_READ_SEARCH`; `BPF`, `PERFMON` where the kernel asks for them | reads all of them, writes as nobody |
-//! | `cri` | `SYS_PTRACE` | as root: runtimes' sockets are root's |
+//! | `cri` | `SYS_PTRACE`, `DAC_READ_SEARCH` | as root: runtimes' sockets are root's |
 //! | `config`, `sink`, `recorder` | none, or what it takes to read and write what is not root's | Landlock: what is configured, and nothing else |
 //! | `opener` | what it takes to open what a new configuration names | as root |
 //!
@@ -34,7 +34,7 @@ static ON: AtomicBool = AtomicBool::new(false);
 const NOBODY: u32 = 65534;
 const NOT_NOBODY: &str = "becoming nobody takes CAP_SETUID and CAP_SETGID";
 
-/// What the main thread needs after it has attached: `/proc/<pid>/root`, `exe`, `fd` and `ns` of others; files that only others than
+/// What it takes to see the node, also after attaching: `/proc/<pid>/root`, `exe`, `fd` and `ns` of others; files that only others than
 /// root may read.
 const WATCHING: [Capability; 2] = [Capability::CAP_DAC_READ_SEARCH, Capability::CAP_SYS_PTRACE];
 /// What it needs beside them where the kernel lets nobody else use maps (before 6.0, under `kernel.unprivileged_bpf_disabled`).
@@ -58,10 +58,10 @@ pub fn thread(files: &Files) {
     say(files.enforce());
 }
 
-/// The same for the thread that asks container runtimes: their sockets are in the file systems of processes.
-pub fn asker() {
+/// The same for a thread that finds what it works with in the file systems of processes, as container runtimes' sockets are.
+pub fn visitor() {
     if is_on() {
-        say(capabilities::keep(&[Capability::CAP_SYS_PTRACE]));
+        say(capabilities::keep(&WATCHING));
     }
 }
 

@@ -33,7 +33,7 @@ const ITSELF: Calls = calls![
 
 /// Descriptors and waiting.
 const WAITING: Calls = calls![
-    SYS_close SYS_dup SYS_fcntl SYS_read SYS_readv SYS_write SYS_writev SYS_pread64 SYS_pwrite64 SYS_lseek
+    SYS_close SYS_dup SYS_fcntl SYS_read SYS_readv SYS_write SYS_writev SYS_pread64 SYS_pwrite64 SYS_pwritev2 SYS_lseek
     SYS_epoll_create1 SYS_epoll_ctl SYS_epoll_pwait SYS_eventfd2 SYS_pipe2 SYS_ppoll
 ];
 
@@ -41,7 +41,7 @@ const WAITING: Calls = calls![
 const FILES: Calls = calls![
     SYS_openat SYS_openat2 SYS_faccessat SYS_faccessat2 SYS_fstat SYS_newfstatat SYS_statx SYS_statfs SYS_fstatfs
     SYS_getdents64 SYS_readlinkat SYS_flock SYS_fsync SYS_fdatasync SYS_ftruncate
-    SYS_linkat SYS_mkdirat SYS_renameat SYS_renameat2 SYS_unlinkat SYS_copy_file_range SYS_sendfile
+    SYS_linkat SYS_mkdirat SYS_renameat2 SYS_unlinkat SYS_copy_file_range SYS_sendfile
 ];
 
 /// Connections. Sockets are made by a rule of their own.
@@ -56,8 +56,9 @@ const OLD: Calls = calls![
     SYS_access SYS_epoll_wait SYS_link SYS_lstat SYS_mkdir SYS_open SYS_poll
     SYS_readlink SYS_rename SYS_rmdir SYS_stat SYS_unlink
 ];
+// Which has no name in every library of C.
 #[cfg(not(target_arch = "x86_64"))]
-const OLD: Calls = &[];
+const OLD: Calls = &[("SYS_renameat", 38)];
 
 /// Maps of the kernel programs, and what is known of them; attaching again what was loaded at the start. Nothing is loaded or made.
 const BPF: [u64; 6] = [1, 2, 3, 4, 15, 17];

@@ -124,7 +124,7 @@ impl Cri {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
         let theirs = Arc::clone(&shared);
         std::thread::Builder::new().name("cri".to_owned()).spawn(move || {
-            confine::asker();
+            confine::visitor();
             runtime.block_on(async {
                 tokio::select! {
                     () = theirs.stop.notified() => {}
