@@ -1,5 +1,7 @@
 //! The command line.
 
+pub mod help;
+
 use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode, time::Instant};
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum, error::ErrorKind};
@@ -15,7 +17,7 @@ use crate::{
         file,
         watch::Watch,
     },
-    confine, doctor, drill,
+    confine, doctor, drill, explain,
     record::Policy,
     recorder::{Recorder, Target},
     replay, run,
@@ -27,40 +29,9 @@ use crate::{
     trace::command::{self, TraceCommand},
 };
 
-const AFTER_HELP: &str = "\
-Examples:
-  detector run                                  watch every directory that a kubelet here reads static pods from
-  detector run --manifest-dir /tmp/manifests    try it without Kubernetes
-  detector doctor                               what works on this kernel, and what that means
-  detector drill static-pod                     prove it: plant a harmless manifest and wait for the alert
-  detector run --record /var/lib/detector       and keep what happened, for later
-  detector replay /var/lib/detector/*.trace     tell it again, anywhere
-  detector run --output syslog: --output otlp+http://otel:4318 --spool /var/spool/detector
-  detector config show                          every setting and its default, as a file to begin with
-
-Exit status: 0 fine, 1 failed, 2 wrong usage; 3 when `replay --fail-on` found something.";
-
-const OUTPUT_HELP: &str = "\
-Where alerts go, and how; may be given several times, and none waits for another
-[default: stdout:pretty on a terminal, stdout:json elsewhere]
-
-  stdout:pretty | stdout:json | stdout:ocsf | stdout:falco
-  file:///PATH?rotate=10MiB&keep=5&format=json|ocsf|falco
-  syslog:                                     RFC 5424 to /dev/log; also syslog+unix:///PATH
-  syslog+udp://HOST:514  syslog+tcp://HOST:601
-  syslog+tls://HOST:6514?ca=FILE&cert=FILE&key=FILE
-                                              all of them: &format=json|cef &facility=authpriv &max=8096
-  journald:
-  otlp+http://HOST:4318  otlp+https://HOST:4318
-  webhook+http://HOST/PATH  webhook+https://HOST/PATH
-                                              &format=json|ocsf|falco &batch=N &query=...
-                                              both: &header=NAME:VALUE &header_file=FILE; https: &ca= &cert= &key=
-
-Of those whose receiver may be away: &spool=DIR &spool_size=64MiB. In values, & is %26, + is %2B, # is %23 and % is %25.";
-
-/// Sees static pods being planted on a Kubernetes node, in the kernel, and says who did it.
+/// Sees, in the kernel, who plants static pods, enters containers and swaps pause images on a Kubernetes node.
 #[derive(Debug, Parser)]
-#[command(name = "detector", version, after_help = AFTER_HELP)]
+#[command(name = "detector", version, max_term_width = help::WIDTH, after_help = help::DETECTOR)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -69,21 +40,35 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Watch this host; alerts go to standard output, everything else to standard error
+    #[command(after_help = help::RUN)]
     Run(Run),
     /// Write everything that happens on this host into a trace, to be replayed later and elsewhere
+    #[command(after_help = help::RECORD)]
     Record(Record),
     /// Tell recorded traces again: the same alerts, byte for byte, on any machine and without root
+    #[command(after_help = help::REPLAY)]
     Replay(Replay),
     /// Say what works on this host, what does not, and what that means for coverage
+    #[command(after_help = help::DOCTOR)]
     Doctor(Source),
     /// Perform a technique harmlessly, and say whether the alert came and how fast
+    #[command(after_help = help::DRILL)]
     Drill(Drill),
+    /// Say what a technique is, what watches it here, what its alerts mean, and what to do then
+    #[command(after_help = help::EXPLAIN)]
+    Explain(explain::Options),
     /// Check, show and describe configurations
-    #[command(subcommand)]
+    #[command(subcommand, after_help = help::CONFIG)]
     Config(ConfigCommand),
     /// Look into traces: what they cover, and their records
-    #[command(subcommand)]
+    #[command(subcommand, after_help = help::TRACE)]
     Trace(TraceCommand),
+    /// Print a script that makes a shell complete this command line
+    #[command(after_help = help::COMPLETIONS)]
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
     /// A step of a drill, performed by a process of its own
     #[command(hide = true, subcommand)]
     DrillStep(drill::container::Step),
@@ -97,6 +82,7 @@ enum Command {
 
 /// Where to look, and with what.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "What is watched, and how")]
 pub struct Source {
     /// Watch DIR too, which need not exist yet; may be given several times
     #[arg(long = "manifest-dir", value_name = "DIR")]
@@ -165,37 +151,37 @@ struct Run {
     #[command(flatten)]
     source: Source,
     /// Refuse changes of what is watched, except by the programs of --trust; needs BPF LSM
-    #[arg(long, value_name = "TECHNIQUE")]
+    #[arg(long, value_name = "TECHNIQUE", help_heading = help::REFUSING)]
     deny: Option<Deny>,
     /// A program that may change manifests under --deny, by its executable; may be given several times
-    #[arg(long, value_name = "PATH[=SHA256]", value_parser = value::<Trusted>)]
+    #[arg(long, value_name = "PATH[=SHA256]", value_parser = value::<Trusted>, help_heading = help::REFUSING)]
     trust: Vec<Trusted>,
     /// Where alerts go, and how; may be given several times [default: stdout:pretty on a terminal, stdout:json elsewhere]
-    #[arg(long = "output", value_name = "SINK", value_parser = value::<Output>, long_help = OUTPUT_HELP)]
+    #[arg(long = "output", value_name = "SINK", value_parser = value::<Output>, long_help = help::OUTPUT, help_heading = help::ALERTS)]
     outputs: Vec<Output>,
     /// Keep alerts in DIR whose receiver is away, until it is back; without it they wait in memory, 4 MiB a sink
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", help_heading = help::ALERTS)]
     spool: Option<PathBuf>,
     /// Keep what happens as traces in DIR, the latest of it; for what was found see DIR/evidence
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", help_heading = help::RECORDING)]
     record: Option<PathBuf>,
     /// Most that the traces in DIR may take; the oldest go first, evidence last [default: 1GiB]
-    #[arg(long, value_name = "SIZE", value_parser = value::<Size>)]
+    #[arg(long, value_name = "SIZE", value_parser = value::<Size>, help_heading = help::RECORDING)]
     record_size: Option<Size>,
     /// How long traces in DIR are kept that are no evidence: 24h, 7d [default: 24h]
-    #[arg(long, value_name = "TIME", value_parser = value::<Span>)]
+    #[arg(long, value_name = "TIME", value_parser = value::<Span>, help_heading = help::RECORDING)]
     record_age: Option<Span>,
     /// How much of DIR's file system stays free in any case; beyond 10 % a kubelet begins to evict pods [default: 15]
-    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=99))]
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=99), help_heading = help::RECORDING)]
     record_free: Option<u8>,
     /// How long findings identical with one that was told are counted, to be told as one; 0s to tell each [default: 60s]
-    #[arg(long, value_name = "TIME", value_parser = value::<Span>)]
+    #[arg(long, value_name = "TIME", value_parser = value::<Span>, help_heading = help::ALERTS)]
     group_window: Option<Span>,
     /// Most alerts a minute of one technique about one pod, critical ones aside; 0 for any number [default: 60]
-    #[arg(long, value_name = "NUMBER")]
+    #[arg(long, value_name = "NUMBER", help_heading = help::ALERTS)]
     rate_limit: Option<u32>,
     /// Say on standard error which exception silenced what
-    #[arg(long)]
+    #[arg(long, help_heading = help::ALERTS)]
     explain: bool,
     /// Keep every privilege after the hooks are attached: only to look for a fault with
     #[arg(long)]
@@ -220,19 +206,19 @@ struct Replay {
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// Tell only what happened at this time or later: 2026-11-25T13:00:00Z
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", help_heading = help::CHOOSING)]
     from: Option<Timestamp>,
     /// Tell only what happened at this time or earlier
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", help_heading = help::CHOOSING)]
     to: Option<Timestamp>,
     /// Tell only what this pod did or what was done to it: NAME or NAMESPACE/NAME
-    #[arg(long, value_name = "POD")]
+    #[arg(long, value_name = "POD", help_heading = help::CHOOSING)]
     pod: Option<String>,
     /// Tell only of this technique: static-pod, container-exec, ...
-    #[arg(long, value_name = "ID", value_parser = checks::technique)]
+    #[arg(long, value_name = "ID", value_parser = checks::technique, help_heading = help::CHOOSING)]
     technique: Option<String>,
     /// Tell only what this process did, or one that descends from it
-    #[arg(long, value_name = "PID")]
+    #[arg(long, value_name = "PID", help_heading = help::CHOOSING)]
     pid: Option<u32>,
     /// Replay at this multiple of the recorded speed: 1x, 10x [default: as fast as it goes]
     #[arg(long, value_name = "FACTOR", value_parser = speed)]
@@ -244,20 +230,20 @@ struct Replay {
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
     /// Digest of an image that is a pause image, instead of those that were given when the trace was made; may be given several times
-    #[arg(long = "pause-digest", value_name = "DIGEST", value_parser = checks::pause_digest)]
+    #[arg(long = "pause-digest", value_name = "DIGEST", value_parser = checks::pause_digest, help_heading = help::JUDGING)]
     pause_digests: Vec<String>,
     /// SHA-256 of a pause program, instead of those that were given when the trace was made; may be given several times
-    #[arg(long = "pause-binary", value_name = "SHA256", value_parser = checks::pause_binary)]
+    #[arg(long = "pause-binary", value_name = "SHA256", value_parser = checks::pause_binary, help_heading = help::JUDGING)]
     pause_binaries: Vec<String>,
     /// How alerts are written: stdout:pretty, stdout:json, stdout:ocsf, stdout:falco [default: stdout:pretty on a terminal,
     /// stdout:json elsewhere]
     #[arg(long, value_name = "SINK", value_parser = stdout)]
     output: Option<Form>,
     /// Judge by the exceptions, the grouping and the pause images of FILE, and not by what was configured when the trace was made
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = help::JUDGING)]
     config: Option<PathBuf>,
     /// Say on standard error which exception silenced what
-    #[arg(long)]
+    #[arg(long, help_heading = help::JUDGING)]
     explain: bool,
 }
 
@@ -286,6 +272,8 @@ pub fn main(started: Instant) -> ExitCode {
         Command::Drill(drill) => drill::drill(drill.technique, &drill.source),
         Command::Config(command) => config_command::config(&command),
         Command::Trace(trace) => command::trace(&trace),
+        Command::Explain(options) => explain::explain(&options),
+        Command::Completions { shell } => help::completions(shell),
         Command::DrillStep(step) => drill::container::step(&step),
         Command::Floor { hooks } => floor(hooks.into()),
     };
@@ -427,7 +415,7 @@ fn stdout(text: &str) -> Result<Form, String> {
 }
 
 /// How standard output looks unless told otherwise, and whether in colours.
-fn usual() -> (Form, bool) {
+pub(crate) fn usual() -> (Form, bool) {
     let terminal = std::io::stdout().is_terminal();
     (if terminal { Form::Pretty } else { Form::Json }, terminal && std::env::var_os("NO_COLOR").is_none())
 }

@@ -13,6 +13,7 @@ pub mod detect;
 pub mod doctor;
 pub mod drill;
 pub mod escape;
+pub mod explain;
 #[cfg(feature = "export")]
 pub mod export;
 #[cfg(any(test, fuzzing))]

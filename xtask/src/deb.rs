@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::Context as _;
 
-use crate::{check, root, setup::output, vm::Arch};
+use crate::{check, man, root, setup::output, vm::Arch};
 
 const NAME: &str = "detector";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -33,8 +33,11 @@ pub struct Options {
 /// # Errors
 /// When it cannot be built or packed.
 pub fn deb(options: &Options) -> anyhow::Result<()> {
+    let manual = root().join("target/man");
+    man::generate(&manual)?;
     let package = Package {
         program: crate::build_static(options.arch, &[])?.join("detector"),
+        manual,
         arch: options.arch,
         maintainer: &options.maintainer,
         time: time()?,
@@ -48,6 +51,8 @@ pub fn deb(options: &Options) -> anyhow::Result<()> {
 /// What goes into a package beside what is in `deploy/`.
 struct Package<'a> {
     program: PathBuf,
+    /// The directory of the manual's pages and the shells' completions.
+    manual: PathBuf,
     arch: Arch,
     maintainer: &'a str,
     /// Of every file, in seconds since 1970, so that the same source gives the same package.
@@ -78,7 +83,7 @@ fn pack(package: &Package, tree: &Path, to: &Path) -> anyhow::Result<()> {
         "{NAME} ({VERSION}) unstable; urgency=medium\n\n  * See README.md, and CHANGELOG.md of the source.\n\n -- {}  {date}",
         package.maintainer
     );
-    let files = [
+    let mut files = vec![
         (format!("usr/bin/{NAME}"), 0o755, read(package.program.clone())?),
         (format!("lib/systemd/system/{NAME}.service"), 0o644, read(deploy.join("detector.service"))?),
         (format!("etc/default/{NAME}"), 0o644, debian("default")?),
@@ -87,6 +92,11 @@ fn pack(package: &Package, tree: &Path, to: &Path) -> anyhow::Result<()> {
         (format!("{doc}/changelog.gz"), 0o644, gzip(changes.as_bytes())?),
         (format!("usr/share/lintian/overrides/{NAME}"), 0o644, debian("lintian-overrides")?),
     ];
+    for (path, file) in man::installed(&package.manual)? {
+        let content = read(file)?;
+        let content = if path.ends_with(".gz") { gzip(&content)? } else { content };
+        files.push((path, 0o644, content));
+    }
     let mut sums = String::new();
     let mut size = 0;
     for (path, mode, content) in &files {
@@ -152,7 +162,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join("program");
         fs::write(&program, b"\x7fELF").unwrap();
-        let package = Package { program, arch: Arch::Arm64, maintainer: "A B <a@b.example>", time: 1_700_000_000 };
+        let manual = dir.path().join("manual");
+        fs::create_dir(&manual).unwrap();
+        for name in ["detector.1", "detector-run.1", "detector.bash", "_detector", "detector.fish", "notes"] {
+            fs::write(manual.join(name), name).unwrap();
+        }
+        let package =
+            Package { program, manual, arch: Arch::Arm64, maintainer: "A B <a@b.example>", time: 1_700_000_000 };
         let [one, two] = ["one", "two"].map(|name| {
             let to = dir.path().join(format!("{name}.deb"));
             pack(&package, &dir.path().join("target").join(name), &to).unwrap();
@@ -168,9 +184,15 @@ mod tests {
         for line in listed.lines() {
             assert!(line.contains(" root/root "), "{line}");
         }
-        for wanted in
-            ["-rwxr-xr-x root/root         4 2023-11-14 22:13 ./usr/bin/detector\n", " ./etc/default/detector\n"]
-        {
+        for wanted in [
+            "-rwxr-xr-x root/root         4 2023-11-14 22:13 ./usr/bin/detector\n",
+            " ./etc/default/detector\n",
+            " ./usr/share/man/man1/detector.1.gz\n",
+            " ./usr/share/man/man1/detector-run.1.gz\n",
+            " ./usr/share/bash-completion/completions/detector\n",
+            " ./usr/share/zsh/vendor-completions/_detector\n",
+            " ./usr/share/fish/vendor_completions.d/detector.fish\n",
+        ] {
             assert!(listed.contains(wanted), "{wanted:?} is not in\n{listed}");
         }
     }

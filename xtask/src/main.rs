@@ -4,6 +4,7 @@ mod bench;
 mod deb;
 mod fuzz;
 mod image;
+mod man;
 mod manifests;
 mod node;
 mod oci;
@@ -50,6 +51,8 @@ enum Task {
     Image(image::Options),
     /// Make the Debian package of the agent, for nodes outside of Kubernetes' scheduling
     Deb(deb::Options),
+    /// Write the manual's pages and the shells' completions
+    Man(man::Options),
     /// Render deploy/ with kustomize and helm, and validate it against the schemas of Kubernetes
     Manifests,
     /// Run scenarios on a private Kubernetes node: containerd, runc and kubelet for real
@@ -78,6 +81,7 @@ fn main() -> ExitCode {
         Task::Vm(options) => vm::vm(&options),
         Task::Image(options) => image::image(&options),
         Task::Deb(options) => deb::deb(&options),
+        Task::Man(options) => man::man(&options),
         Task::Manifests => manifests::manifests(),
         Task::Node(options) => node::node(&options),
         Task::NodeAct { what, pid } => node::act::act(what, pid),

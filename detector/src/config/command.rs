@@ -10,23 +10,27 @@ use clap::Subcommand;
 use jiff::Timestamp;
 
 use super::{Config, file, show};
+use crate::cli::help;
 
 /// Check, show and describe configurations
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
     /// Say whether a configuration is right, and where it is not
+    #[command(after_help = help::CONFIG)]
     Check {
         /// The configuration file
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
     /// Print a configuration with every key, its value and what it is for
+    #[command(after_help = help::CONFIG)]
     Show {
         /// The configuration file [default: none, so every key has its default]
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
     /// Print the JSON Schema of configurations, for editors
+    #[command(after_help = help::CONFIG)]
     Schema,
 }
 

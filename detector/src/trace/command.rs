@@ -15,18 +15,20 @@ use super::{
     dump::Line,
     info::{Info, line},
 };
-use crate::{escape::escape, record::Body};
+use crate::{cli::help, escape::escape, record::Body};
 
 /// Look into traces
 #[derive(Debug, Subcommand)]
 pub enum TraceCommand {
     /// Say what traces cover: host, time, records by kind, bytes, and whether anything was lost
+    #[command(after_help = help::TRACE)]
     Info {
         /// Trace files; - is standard input
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
     },
     /// Print the records of traces as JSON lines, kernel records decoded
+    #[command(after_help = help::TRACE)]
     Dump {
         /// Trace files; - is standard input
         #[arg(required = true, value_name = "FILE")]
@@ -36,6 +38,7 @@ pub enum TraceCommand {
         raw: bool,
     },
     /// Make files of traces that databases and timelines read
+    #[command(after_help = help::TRACE)]
     #[cfg(feature = "export")]
     Export(crate::export::Options),
 }
