@@ -36,7 +36,8 @@ fn pages(command: &Command, dir: &Path) -> anyhow::Result<()> {
         pages(below, dir)?;
     }
     let examples = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-    let page = Man::new(command.clone().after_help(Resettable::Reset)).manual("Detector's manual");
+    let page =
+        Man::new(command.clone().after_help(Resettable::Reset)).source(concat!("detector ", env!("CARGO_PKG_VERSION")));
     let mut file = BufWriter::new(File::create(dir.join(page.get_filename()))?);
     page.render_title(&mut file)?;
     page.render_name_section(&mut file)?;

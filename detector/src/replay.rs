@@ -1,16 +1,15 @@
 //! `detector replay`: a recorded stream through the pipeline once more, anywhere.
 
+mod progress;
+
 use std::{
     fs::File,
-    io::{self, IsTerminal as _},
     path::PathBuf,
     process::ExitCode,
-    thread,
     time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use jiff::Timestamp;
 
 use crate::{
@@ -27,6 +26,7 @@ use crate::{
     },
     triage::Triage,
 };
+use progress::Progress;
 
 /// Exit code when `--fail-on` found something.
 const FOUND: u8 = 3;
@@ -102,20 +102,21 @@ pub fn replay(options: &Options, mut sink: Stdout) -> anyhow::Result<ExitCode> {
     for path in &options.files {
         let Input { name, bytes, read } = open(path)?;
         let name = escape(&name);
-        let bar = progress(bytes, options.files.len(), &name);
+        let shown = if options.files.len() > 1 { name.as_str() } else { "" };
+        let bar = Progress::new(shown, bytes, options.speed);
         let mut reader = Reader::new(read).with_context(|| name.clone())?;
         while let Some(item) = reader.next() {
             match item.with_context(|| name.clone())? {
                 Item::Opening(record) => joiner.opening(record),
                 Item::Record(record) => {
                     if record.seq % 4096 == 0 {
-                        bar.set_position(reader.progress().bytes);
+                        bar.read(reader.progress().bytes);
                     }
                     match joiner.next(record) {
                         Next::Skip => {}
                         Next::Push(record) => player.push(record, &mut sink, &bar)?,
                         Next::Restart(opening, record) => {
-                            player.finish(&mut sink, &bar)?;
+                            player.finish(&mut sink, Some(&bar))?;
                             player.restart(opening);
                             player.push(record, &mut sink, &bar)?;
                         }
@@ -124,16 +125,16 @@ pub fn replay(options: &Options, mut sink: Stdout) -> anyhow::Result<ExitCode> {
                 Item::Damage(damage) => {
                     damaged |= damage.is_loss();
                     let word = if damage.is_loss() { "error" } else { "note" };
-                    bar.suspend(|| eprintln!("{word}: {name}: {damage}"));
+                    bar.aside(|| eprintln!("{word}: {name}: {damage}"));
                     if let Some(report) = &mut player.report {
                         report.incomplete(&damage.to_string());
                     }
                 }
             }
         }
-        bar.finish_and_clear();
+        bar.clear();
     }
-    player.finish(&mut sink, &ProgressBar::hidden())?;
+    player.finish(&mut sink, None)?;
     let undecodable = player.pipeline.stats().undecodable;
     if undecodable > 0 {
         eprintln!("error: {undecodable} kernel records could not be decoded: `detector trace dump` shows them");
@@ -151,18 +152,6 @@ pub fn replay(options: &Options, mut sink: Stdout) -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::SUCCESS
     })
-}
-
-/// A bar on standard error, where that is a terminal and alerts go elsewhere.
-fn progress(bytes: Option<u64>, files: usize, name: &str) -> ProgressBar {
-    let (true, Some(bytes)) = (io::stderr().is_terminal() && !io::stdout().is_terminal(), bytes) else {
-        return ProgressBar::hidden();
-    };
-    let bar = ProgressBar::with_draw_target(Some(bytes), ProgressDrawTarget::stderr());
-    let shown = ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
-    bar.set_style(shown.unwrap_or_else(|_| ProgressStyle::default_bar()));
-    bar.set_message(if files > 1 { name.to_owned() } else { "replaying".to_owned() });
-    bar
 }
 
 struct Player<'a> {
@@ -197,22 +186,24 @@ impl Player<'_> {
         }
     }
 
-    fn push(&mut self, mut record: Record, sink: &mut Stdout, bar: &ProgressBar) -> anyhow::Result<()> {
+    fn push(&mut self, mut record: Record, sink: &mut Stdout, bar: &Progress) -> anyhow::Result<()> {
         self.adapt(&mut record);
-        self.wait(record.time);
+        self.wait(record.time, bar);
         let alerts = self.pipeline.push(&record);
         let outcome = self.triage.push(&record, alerts);
-        say_outcome(&outcome, self.options.explain);
+        if outcome.says(self.options.explain) {
+            bar.aside(|| say_outcome(&outcome, self.options.explain));
+        }
         let alerts: Vec<_> = outcome.told.into_iter().filter(|alert| self.options.filter.takes(alert)).collect();
         if let Some(report) = &mut self.report {
             report.observe(&record, &alerts, &self.pipeline);
         }
         self.last = Some(record);
-        self.tell(&alerts, sink, bar)
+        self.tell(&alerts, sink, Some(bar))
     }
 
     /// Tells what was counted until now: the stream has ended.
-    fn finish(&mut self, sink: &mut Stdout, bar: &ProgressBar) -> anyhow::Result<()> {
+    fn finish(&mut self, sink: &mut Stdout, bar: Option<&Progress>) -> anyhow::Result<()> {
         let alerts: Vec<_> =
             self.triage.finish().into_iter().filter(|alert| self.options.filter.takes(alert)).collect();
         if let (Some(report), Some(last)) = (&mut self.report, &self.last) {
@@ -221,10 +212,13 @@ impl Player<'_> {
         self.tell(&alerts, sink, bar)
     }
 
-    fn tell(&mut self, alerts: &[Alert], sink: &mut Stdout, bar: &ProgressBar) -> anyhow::Result<()> {
+    fn tell(&mut self, alerts: &[Alert], sink: &mut Stdout, bar: Option<&Progress>) -> anyhow::Result<()> {
         for alert in alerts {
             self.found |= self.options.fail_on.is_some_and(|worst| alert.severity >= worst);
-            bar.suspend(|| sink.send(alert))?;
+            match bar {
+                Some(bar) => bar.aside(|| sink.send(alert))?,
+                None => sink.send(alert)?,
+            }
         }
         Ok(())
     }
@@ -240,11 +234,18 @@ impl Player<'_> {
     }
 
     /// Lets as much time pass as did between the first record and this one.
-    fn wait(&mut self, time: BootNs) {
+    fn wait(&mut self, time: BootNs, bar: &Progress) {
         let Some(speed) = self.options.speed else { return };
         let (began, first) = *self.pace.get_or_insert_with(|| (Instant::now(), time));
         let due = Duration::from_nanos(time.0.saturating_sub(first.0)).div_f64(speed);
-        thread::sleep(due.saturating_sub(began.elapsed()));
+        let Some(until) = began.checked_add(due) else { return };
+        let context = self.pipeline.context();
+        bar.wait(until, |left| {
+            let ahead = u64::try_from(left.mul_f64(speed).as_nanos()).unwrap_or(u64::MAX);
+            let wall = context.wall(BootNs(time.0.saturating_sub(ahead)));
+            // Down to the second.
+            wall.split('.').next().map_or_else(String::new, |second| format!("{second}Z"))
+        });
     }
 }
 

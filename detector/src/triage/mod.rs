@@ -65,6 +65,14 @@ pub struct Outcome {
     pub notes: Vec<String>,
 }
 
+impl Outcome {
+    /// Whether there is anything for standard error; `explain` when what exceptions silenced is.
+    #[must_use]
+    pub fn says(&self, explain: bool) -> bool {
+        !self.notes.is_empty() || (explain && !self.silenced.is_empty())
+    }
+}
+
 /// An alert that an exception silenced.
 #[derive(Debug)]
 pub struct Silenced {
