@@ -8,6 +8,7 @@ mod man;
 mod manifests;
 mod node;
 mod oci;
+mod screenshot;
 mod setup;
 mod stats;
 mod test;
@@ -53,6 +54,8 @@ enum Task {
     Deb(deb::Options),
     /// Write the manual's pages and the shells' completions
     Man(man::Options),
+    /// Draw the picture in the README: what the agent says on a terminal, in a virtual machine
+    Screenshot(screenshot::Options),
     /// Render deploy/ with kustomize and helm, and validate it against the schemas of Kubernetes
     Manifests,
     /// Run scenarios on a private Kubernetes node: containerd, runc and kubelet for real
@@ -82,6 +85,7 @@ fn main() -> ExitCode {
         Task::Image(options) => image::image(&options),
         Task::Deb(options) => deb::deb(&options),
         Task::Man(options) => man::man(&options),
+        Task::Screenshot(options) => screenshot::screenshot(&options),
         Task::Manifests => manifests::manifests(),
         Task::Node(options) => node::node(&options),
         Task::NodeAct { what, pid } => node::act::act(what, pid),

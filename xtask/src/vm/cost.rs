@@ -28,7 +28,9 @@ pub fn measure(kernel: &Kernel, place: &Path, json: Option<&Path>) -> anyhow::Re
     let verdict = lines(kernel, place, "detector.bench", &counting, |line| {
         let words: Vec<_> = line.split(' ').collect();
         let ["cost", backend, state, call, count, ns] = words.as_slice() else {
-            eprintln!("    {line}");
+            if !line.is_empty() {
+                eprintln!("    {line}");
+            }
             return Ok(());
         };
         let rounds: f64 = count.parse().with_context(|| format!("a count: {line}"))?;

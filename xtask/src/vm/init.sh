@@ -110,6 +110,42 @@ costs() {
     echo "verdict $status"
 }
 
+# What the picture in the README shows.
+scene() {
+    hostname node-1
+    mkdir -p /etc/kubernetes/manifests /usr/bin
+    # Programs of their own names, as on a node.
+    for program in sh cp; do cp /bin/busybox /usr/bin/$program; done
+    cp /suite/detector /usr/bin/detector
+    cat >/tmp/web.yaml <<'POD'
+apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: kube-system}
+spec:
+  hostPID: true
+  containers:
+  - name: web
+    image: registry.example/web:1
+    securityContext: {privileged: true}
+    volumeMounts: [{name: node, mountPath: /node}]
+  volumes: [{name: node, hostPath: {path: /}}]
+POD
+    printf '\033[32m$\033[0m sudo detector run\n'
+    /usr/bin/detector run --no-cri 2>/tmp/said &
+    until grep -q '^ready' /tmp/said; do sleep 0.1; done
+    # An emulated machine is slow: what it takes here to be ready says nothing.
+    grep '^watching: /etc/kubernetes/manifests' /tmp/said
+    echo
+    (cd /tmp && echo '/usr/bin/cp web.yaml /etc/kubernetes/manifests/; exit 0' | /usr/bin/sh)
+    sleep 2
+    /usr/bin/detector drill container-exec --no-cri >/tmp/drill 2>&1
+    status=$?
+    sleep 1
+    kill $!
+    wait $!
+    echo "verdict $status"
+}
+
 if said detector.shell; then
     echo "the agent is /suite/detector, the suite /suite/examples/evasion"
     setsid cttyhack sh
@@ -119,5 +155,6 @@ results=$(sed -n 's/.*detector\.results=\([^ ]*\).*/\1/p' /proc/cmdline)
 exec </dev/null >"$results" 2>&1
 if said detector.suite; then suite; fi
 if said detector.bench; then costs; fi
+if said detector.scene; then scene; fi
 sync
 poweroff -f

@@ -191,6 +191,22 @@ pub fn bench(series: &str, json: Option<&Path>) -> anyhow::Result<()> {
     cost::measure(kernel, &place, json)
 }
 
+/// What the agent says on a terminal of what is done beside it: `scene` of the machine's first process.
+///
+/// # Errors
+/// When the machine cannot be set up or does not come to its end.
+pub fn scene() -> anyhow::Result<String> {
+    let (kernels, place) = prepare(&[Wanted { series: SOME[1].to_owned(), arch: Arch::Amd64 }])?;
+    let mut said = String::new();
+    let verdict = lines(kernels.first().context("no kernel")?, &place, "detector.scene", &["-smp", "2"], |line| {
+        said.push_str(line);
+        said.push('\n');
+        Ok(())
+    })?;
+    anyhow::ensure!(verdict == Some(0), "the machine did not come to the end of the scene:\n{said}");
+    Ok(said)
+}
+
 impl Outcome {
     fn fine(&self) -> bool {
         self.error.is_none()
@@ -271,7 +287,7 @@ fn lines(
         let line = String::from_utf8_lossy(&line).trim_end().to_owned();
         if let Some(code) = line.strip_prefix("verdict ") {
             verdict = code.parse().ok();
-        } else if !line.is_empty() {
+        } else {
             each(&line)?;
         }
     }
@@ -295,6 +311,9 @@ fn run(kernel: &Kernel, place: &Path) -> anyhow::Result<Outcome> {
     };
     let mut backend = String::new();
     let verdict = lines(kernel, place, "detector.suite", &["-smp", "2"], |line| {
+        if line.is_empty() {
+            return Ok(());
+        }
         if let Some(name) = line.strip_prefix("backend ") {
             name.clone_into(&mut backend);
         } else if let Some(verified) = line.strip_prefix("verified ") {
