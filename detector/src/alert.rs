@@ -81,6 +81,8 @@ pub struct Process {
     /// RFC 3339; `None` when only the pid is known.
     pub start_time: Option<String>,
     pub exe: String,
+    /// Lower-case hex of the SHA-256 of what it executed when it acted; `None` when that is not known.
+    pub sha256: Option<String>,
     pub argv: Vec<String>,
     pub argv_truncated: bool,
     pub uid: u32,

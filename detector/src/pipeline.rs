@@ -1,7 +1,7 @@
 //! Records in, alerts out: decode, context, detection, in that order. Pure.
 
 use crate::{
-    alert::{Alert, Origin, TraceRef},
+    alert::{Alert, Origin, Process, TraceRef},
     context::{Context, container::Container},
     decode,
     detect::{
@@ -88,6 +88,10 @@ impl Pipeline {
 fn alert(finding: Finding, record: &Record, context: &Context) -> Alert {
     let (origin, lives_in) = finding.actor.map_or((Origin::Unknown, None), |actor| context.origin(actor));
     let container = finding.container.as_deref().map_or(lives_in, |id| context.containers.get(id));
+    let process = finding.actor.and_then(|actor| {
+        let sha256 = context.acting.sha256(actor, finding.time).map(str::to_owned);
+        Some(Process { sha256, ..context.describe(actor)? })
+    });
     Alert {
         time: context.wall(finding.time),
         node: context.start.node.clone(),
@@ -97,7 +101,7 @@ fn alert(finding: Finding, record: &Record, context: &Context) -> Alert {
         blocked: finding.blocked,
         reasons: finding.reasons,
         origin,
-        process: finding.actor.and_then(|actor| context.describe(actor)),
+        process,
         container: container.map(Container::shown),
         pod: container.and_then(Container::pod),
         file: finding.file,
@@ -114,7 +118,7 @@ fn alert(finding: Finding, record: &Record, context: &Context) -> Alert {
 mod tests {
     use super::*;
     use crate::{
-        record::ChangeKind,
+        record::{ChangeKind, ExecutedFile, ProcessKey},
         sink,
         testing::{self, Actor, DIR, FILE, POD, Stream, manifest},
     };
@@ -135,6 +139,32 @@ mod tests {
         let text: Vec<_> = stream.records.iter().map(|record| serde_json::to_string(record).unwrap()).collect();
         stream.records = text.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(lines(&stream), first);
+    }
+
+    #[test]
+    fn an_alert_has_the_digest_of_what_acted_unless_that_executed_something_since() {
+        let (shell, actor) = (Actor::host(50, 10), Actor::host(60, 90));
+        let sha256 = |executes: bool| {
+            let mut stream = Stream::new();
+            stream.kernel(testing::exec(actor, shell, "/usr/bin/kubeadm", &["kubeadm"]));
+            let since = stream.now();
+            stream.kernel(testing::open(actor, FILE, DIR, "/manifests/web.yaml"));
+            stream.push(Body::Executed(Box::new(ExecutedFile {
+                process: ProcessKey::from_ns(actor.pid, actor.start * testing::SECOND),
+                sha256: Some("cd".repeat(32)),
+                size: 1,
+                unreadable: None,
+                acted: Some(stream.now()),
+            })));
+            if executes {
+                stream.kernel(testing::exec(actor, shell, "/usr/bin/other", &["other"]));
+            }
+            stream.push(Body::Manifest(Box::new(manifest(ChangeKind::Added, Some(POD), since))));
+            let alert = stream.alerts().remove(0);
+            alert.process.unwrap().sha256
+        };
+        assert_eq!(sha256(false), Some("cd".repeat(32)));
+        assert_eq!(sha256(true), None);
     }
 
     #[test]

@@ -93,7 +93,7 @@ pub enum Body {
     Image(Box<ImageArrival>),
     /// The names that a runtime gives an image.
     ImageNames(Box<ImageNames>),
-    /// The file that a process in a sandbox executes.
+    /// The file that a process executes, in a sandbox or acting on what is watched.
     Executed(Box<ExecutedFile>),
     /// Which pause image a runtime is told to use, at start and whenever it changes.
     PauseConfig(Box<PauseConfig>),

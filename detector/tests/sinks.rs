@@ -42,6 +42,7 @@ fn alert(number: u64) -> Alert {
             pid: 4711,
             start_time: None,
             exe: HOSTILE.to_owned(),
+            sha256: None,
             argv: vec!["cp".to_owned(), HOSTILE.to_owned()],
             argv_truncated: false,
             uid: 0,

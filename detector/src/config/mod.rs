@@ -65,7 +65,7 @@ pub struct Config {
     /// Alerts of one technique about one pod: what is more is added up and told as one. Critical ones are told each. Applied at once.
     pub rate_limit: RateLimit,
     /// What is not to be told. Each needs a name, a reason, a time at which it expires, and at least one of technique, namespace,
-    /// image, digest, path and when. All that it names must be so. Applied at once. For example:
+    /// image, digest, binary, path and when. All that it names must be so. Applied at once. For example:
     ///
     ///     - name: kubeadm writes its manifests
     ///       reason: upgrades of the control plane, ticket OPS-1234
@@ -164,6 +164,9 @@ pub struct Exception {
     /// The digest (sha256:...) of the container's image or of the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<Digest>,
+    /// SHA-256 of the executable of the process that acted. It is not known of a process that ended at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub binary: Option<Sha256>,
     /// The file that the alert is about; * stands for anything but a slash, ** for anything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<Pattern>,
@@ -291,7 +294,7 @@ impl Config {
                 return conflict(
                     &["exceptions"],
                     Some(at),
-                    "it would silence everything; expected one or more of technique, namespace, image, digest, path, when",
+                    "it would silence everything; expected one or more of technique, namespace, image, digest, binary, path, when",
                 );
             }
         }
@@ -374,11 +377,12 @@ impl Config {
 
 impl Exception {
     fn names_nothing(&self) -> bool {
-        let Self { name: _, reason: _, expires: _, technique, namespace, image, digest, path, when } = self;
+        let Self { name: _, reason: _, expires: _, technique, namespace, image, digest, binary, path, when } = self;
         technique.is_none()
             && namespace.is_none()
             && image.is_none()
             && digest.is_none()
+            && binary.is_none()
             && path.is_none()
             && when.is_none()
     }
@@ -397,6 +401,7 @@ impl From<&Exception> for record::Exception {
             namespace: text(exception.namespace.as_ref()),
             image: text(exception.image.as_ref()),
             digest: text(exception.digest.as_ref()),
+            binary: text(exception.binary.as_ref()),
             path: text(exception.path.as_ref()),
             when: text(exception.when.as_ref()),
         }

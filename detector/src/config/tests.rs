@@ -71,7 +71,7 @@ fn typical_mistakes_are_named_with_their_place_and_what_is_expected() {
         // Each value is right, and together they are not.
         (
             &with_exception(""),
-            "c.yaml:2:3: exceptions: it would silence everything; expected one or more of technique, namespace, image, digest, path, when",
+            "c.yaml:2:3: exceptions: it would silence everything; expected one or more of technique, namespace, image, digest, binary, path, when",
         ),
         (&second, "c.yaml:6:3: exceptions: another exception has this name; expected one of its own"),
         (

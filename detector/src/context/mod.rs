@@ -1,5 +1,6 @@
 //! What is known around an event: processes, their lineage, cgroups. Pure state, fed by records.
 
+pub mod acting;
 pub mod cgroup;
 pub mod container;
 pub mod image;
@@ -13,6 +14,7 @@ use rustc_hash::FxHashMap;
 use crate::{
     alert::{Ancestor, Origin, Process},
     context::{
+        acting::Acting,
         cgroup::Cgroups,
         container::{Container, Containers, FirstExecs, Namespaces},
         image::Images,
@@ -38,6 +40,7 @@ pub struct Context {
     pub images: Images,
     /// The containers that cgroups are of, as asked for since something was learned of either: nearly every event asks.
     homes: RefCell<FxHashMap<u64, Option<String>>>,
+    pub acting: Acting,
 }
 
 impl Context {
@@ -68,7 +71,11 @@ impl Context {
             Body::Image(image) => self.images.arrived(image),
             Body::ImageNames(names) => self.images.named(names),
             Body::PauseConfig(config) => self.images.configured(config),
-            Body::Tick => self.containers.forget(time),
+            Body::Executed(file) => self.acting.learn(file),
+            Body::Tick => {
+                self.containers.forget(time);
+                self.acting.forget(|process| self.processes.get(process).is_some());
+            }
             _ => {}
         }
         let Some(event) = event else { return };
@@ -79,6 +86,7 @@ impl Context {
                 let header = &exec.event.header;
                 let has = Namespaces { mnt: header.mnt_ns, pid: header.pid_ns, shared: exec.event.shared.into() };
                 let key = ProcessKey::from_ns(header.tgid, header.start_ns);
+                self.acting.executes(key, time);
                 if let Some(count) = self.runs(header.cgroup, key, exec.event.inner_pid, &has) {
                     *count += 1;
                 }
@@ -139,7 +147,8 @@ impl Context {
         jiff::Timestamp::from_nanosecond(ns).map_or_else(|_| ns.to_string(), |time| format!("{time:.9}"))
     }
 
-    /// The process as an alert shows it; `None` when the table does not know it.
+    /// The process as an alert shows it, but for its executable's digest, which depends on when it acted; `None` when the table does not
+    /// know it.
     #[must_use]
     pub fn describe(&self, key: ProcessKey) -> Option<Process> {
         let process = self.processes.get(key)?;
@@ -147,6 +156,7 @@ impl Context {
             pid: key.pid,
             start_time: Some(self.wall(BootNs(key.start.saturating_mul(ProcessKey::TICK_NS)))),
             exe: process.program.exe.clone(),
+            sha256: None,
             argv: process.program.argv.to_vec(),
             argv_truncated: process.program.argv_truncated,
             uid: process.uid,

@@ -77,6 +77,7 @@ pub fn every_kind() -> Stream {
         sha256: Some("ab".repeat(32)),
         size: 1,
         unreadable: None,
+        acted: None,
     })));
     stream.push(Body::PauseConfig(Box::default()));
     stream.push(Body::Loss(Box::new(Loss {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ProcessKey, form};
+use super::{BootNs, ProcessKey, form};
 
 /// Longest name, image reference, label key or value that a record keeps, in bytes.
 pub const TEXT_MAX: usize = 1024;
@@ -118,7 +118,7 @@ pub struct ImageNames {
     pub pinned: bool,
 }
 
-/// The file that a process in a sandbox executes.
+/// The file that a process executes: one in a sandbox, or one that acts on what is watched.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecutedFile {
     pub process: ProcessKey,
@@ -126,6 +126,9 @@ pub struct ExecutedFile {
     pub sha256: Option<String>,
     pub size: u64,
     pub unreadable: Option<String>,
+    /// When it first acted on what is watched; `None` for what a sandbox executes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acted: Option<BootNs>,
 }
 
 /// A runtime's or kubelet's choice of the pause image.

@@ -39,6 +39,9 @@ pub struct Exception {
     /// Of the container's image or the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
+    /// SHA-256 of the acting process's executable, lower-case hex.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub binary: Option<String>,
     /// A pattern of the file's path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,

@@ -97,6 +97,9 @@ fn who(process: &Process) -> String {
     if let Some(tty) = &process.tty {
         let _ = write!(who, " on {}", escape_to(tty, 16));
     }
+    if let Some(sha) = &process.sha256 {
+        let _ = write!(who, "  sha256 {}", sha.get(..16).unwrap_or(sha));
+    }
     who
 }
 

@@ -5,7 +5,7 @@
 
 mod blob;
 mod config;
-mod executed;
+pub(super) mod executed;
 mod runtime;
 mod store;
 

@@ -14,6 +14,7 @@ use crate::{
     decode::{self, Event},
     record::{Body, BootNs, ContainerInfo, ContainerRole, InodeKey, ProcessKey, Record, Rules, Start},
     source::{
+        acting::{self, Acting},
         bundle::Bundles,
         images::{self, Images},
         kernel::{self, Kernel, KernelError, Raw},
@@ -75,6 +76,8 @@ pub enum LiveError {
     Kernel(#[from] KernelError),
     #[error("listing processes: {0}. Is /proc mounted?")]
     Proc(#[from] procfs::ProcError),
+    #[error("looking at what processes execute: {0}")]
+    Acting(std::io::Error),
     #[error("asking container runtimes: {0}")]
     Cri(std::io::Error),
     #[error(transparent)]
@@ -88,6 +91,7 @@ pub struct Live {
     bundles: Bundles,
     identity: Identity,
     images: Images,
+    acting: Acting,
     runtimes: Option<Runtimes>,
     /// Cgroups of the sandboxes that run.
     sandboxes: BTreeSet<u64>,
@@ -124,6 +128,7 @@ impl Live {
             bundles: Bundles::default(),
             identity: Identity::default(),
             images: Images::new(images::Where::default()),
+            acting: Acting::start().map_err(LiveError::Acting)?,
             runtimes: None,
             sandboxes: BTreeSet::new(),
             host_mnt: 0,
@@ -275,6 +280,16 @@ impl Live {
     fn drain(&mut self, out: &mut Vec<Record>) -> Result<(), LiveError> {
         let mut raws = std::mem::take(&mut self.raws);
         self.kernel.drain(&mut raws);
+        let acts = acting::acts(&raws);
+        if !acts.is_empty() {
+            let files = self.acting.look(&acts);
+            // With what happened while they were looked at.
+            self.kernel.drain(&mut raws);
+            for mut file in files {
+                acting::doubt(&mut file, &raws);
+                self.push(out, proc::now(), Body::Executed(Box::new(file)));
+            }
+        }
         let now = proc::now();
         for raw in raws.drain(..) {
             let time = BootNs(raw.time_ns);

@@ -1,5 +1,6 @@
 //! Sources: the only code that does I/O to learn what happened. Each yields records.
 
+pub mod acting;
 pub mod bundle;
 pub mod cri;
 pub mod images;

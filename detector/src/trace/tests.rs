@@ -108,6 +108,7 @@ pub fn every_record() -> Vec<Record> {
         sha256: None,
         size: 3,
         unreadable: None,
+        acted: None,
     })));
     for before in [None, Some(None), Some(Some("pause:3.9".to_owned()))] {
         stream.push(Body::PauseConfig(Box::new(PauseConfig { before, ..PauseConfig::default() })));

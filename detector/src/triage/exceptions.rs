@@ -83,7 +83,7 @@ impl Ready {
 
     /// Whether everything but the expression is so. What an alert does not have is not as the exception says.
     fn names(&self, alert: &Alert) -> bool {
-        let Exception { technique, namespace, digest, .. } = &self.exception;
+        let Exception { technique, namespace, digest, binary, .. } = &self.exception;
         let container = alert.container.as_ref();
         let is = |digest: &String| {
             let hex = digest.strip_prefix("sha256:").unwrap_or(digest);
@@ -96,6 +96,9 @@ impl Ready {
                 .as_ref()
                 .is_none_or(|namespace| alert.pod.as_ref().is_some_and(|pod| pod.namespace == *namespace))
             && digest.as_ref().is_none_or(is)
+            && binary.as_ref().is_none_or(|binary| {
+                alert.process.as_ref().is_some_and(|process| process.sha256.as_ref() == Some(binary))
+            })
             && self.image.as_ref().is_none_or(|image| {
                 container.and_then(|container| container.image.as_deref()).is_some_and(|has| image.is_match(has))
             })

@@ -195,6 +195,7 @@ fn every_field() -> Alert {
             pid: 1,
             start_time: some(),
             exe: text(),
+            sha256: some(),
             argv: vec![text()],
             argv_truncated: false,
             uid: 1,

@@ -33,6 +33,7 @@ impl Fingerprint {
             Some(process) => {
                 hash.number(1 + process.argv.len() as u64);
                 hash.text(&process.exe);
+                hash.maybe(process.sha256.as_deref());
                 process.argv.iter().for_each(|argument| hash.text(argument));
                 hash.number(u64::from(process.uid));
                 hash.number(process.login_uid.map_or(u64::MAX, u64::from));

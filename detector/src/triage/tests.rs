@@ -265,21 +265,24 @@ fn an_exception_silences_what_is_as_it_says_in_everything_and_nothing_else() {
     let image_digest = Some(format!("sha256:{}", "12".repeat(32)));
     alert.container = Some(Container { id: "c".to_owned(), name: None, image, image_digest });
     alert.pod = Some(Pod { namespace: "shop".to_owned(), name: "web".to_owned(), uid: String::new() });
+    alert.process.as_mut().unwrap().sha256 = Some("cd".repeat(32));
     let all = exception(|e| {
         e.technique = Some("static-pod".to_owned());
         e.namespace = Some("shop".to_owned());
         e.image = Some("registry.example/team/*".to_owned());
         e.digest = Some(format!("sha256:{}", "12".repeat(32)));
+        e.binary = Some("cd".repeat(32));
         e.path = Some("/manifests/*.yaml".to_owned());
         e.when = Some("alert.process.exe == '/usr/bin/cp' && 'x' in alert.process.argv".to_owned());
     });
     assert!(silences(all.clone(), &alert));
     type Change<'a> = (&'a str, &'a dyn Fn(&mut Exception));
-    let wrong: [Change<'_>; 9] = [
+    let wrong: [Change<'_>; 10] = [
         ("technique", &|e| e.technique = Some("container-exec".to_owned())),
         ("namespace", &|e| e.namespace = Some("sho".to_owned())),
         ("image", &|e| e.image = Some("registry.example/*".to_owned())),
         ("digest", &|e| e.digest = Some(format!("sha256:{}", "13".repeat(32)))),
+        ("binary", &|e| e.binary = Some("ce".repeat(32))),
         ("path", &|e| e.path = Some("/*.yaml".to_owned())),
         ("when", &|e| e.when = Some("alert.process.exe == '/usr/bin/mv'".to_owned())),
         ("when without a value", &|e| e.when = Some("alert.evidence[99].detail == ''".to_owned())),
@@ -295,6 +298,7 @@ fn an_exception_silences_what_is_as_it_says_in_everything_and_nothing_else() {
     assert!(silences(exception(|e| e.digest = Some(format!("sha256:{}", "ab".repeat(32)))), &alert));
     let bare = found("web.yaml");
     assert!(!silences(exception(|e| e.namespace = Some("shop".to_owned())), &bare));
+    assert!(!silences(exception(|e| e.binary = Some("cd".repeat(32))), &bare));
     assert!(!silences(exception(|e| e.when = Some("alert.pod.namespace != 'shop'".to_owned())), &bare));
     assert!(silences(exception(|e| e.path = Some("/**/web.yaml".to_owned())), &bare));
 }

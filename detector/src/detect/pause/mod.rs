@@ -78,7 +78,7 @@ impl Detector for Pause {
                 }
                 Vec::new()
             }
-            Body::Executed(file) => self.executed(record, file, context).into_iter().collect(),
+            Body::Executed(file) if file.acted.is_none() => self.executed(record, file, context).into_iter().collect(),
             Body::PauseConfig(config) => config::changed(record, config, &self.acts, context).into_iter().collect(),
             Body::Container(info) if info.role != ContainerRole::Member => {
                 let container = context.containers.get(&info.id).filter(|found| found.is_sandbox());

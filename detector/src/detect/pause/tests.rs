@@ -57,6 +57,7 @@ impl Node {
             sha256: sha256.map(str::to_owned),
             size,
             unreadable: sha256.is_none().then(|| "larger than 16 MiB".to_owned()),
+            acted: None,
         })));
     }
 

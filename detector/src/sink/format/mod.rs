@@ -157,6 +157,7 @@ pub(super) mod tests {
                 pid: 4711,
                 start_time: Some("2026-11-24T23:09:40Z".to_owned()),
                 exe: format!("/usr/bin/{HOSTILE}"),
+                sha256: Some("cd".repeat(32)),
                 argv: vec!["cp".to_owned(), HOSTILE.to_owned()],
                 argv_truncated: false,
                 uid: 0,

@@ -123,6 +123,9 @@ fn process(process: &Process) -> Value {
     if let Some(start) = process.start_time.as_deref().and_then(|start| start.parse::<Timestamp>().ok()) {
         shown["created_time"] = json!(start.as_millisecond());
     }
+    if let Some(sha256) = &process.sha256 {
+        shown["file"]["hashes"] = json!([{"algorithm_id": 3, "algorithm": "SHA-256", "value": sha256}]);
+    }
     if let Some(parent) = process.ancestors.first() {
         shown["parent_process"] = json!({"pid": parent.pid, "name": base(&parent.exe), "file": file(&parent.exe)});
     }
@@ -179,6 +182,7 @@ mod tests {
         for (field, value) in [
             ("/evidences/0/process/pid", json!(4711)),
             ("/evidences/0/process/user/uid", json!("0")),
+            ("/evidences/0/process/file/hashes/0/value", json!("cd".repeat(32))),
             ("/evidences/0/process/parent_process/name", json!("init")),
             ("/evidences/0/file/path", json!(HOSTILE)),
             ("/evidences/0/file/hashes/0/algorithm_id", json!(3)),

@@ -5,6 +5,7 @@ use std::{
     fs::File,
     io,
     os::unix::fs::MetadataExt as _,
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -21,13 +22,31 @@ const CACHE_MAX: usize = 1024;
 type FileKey = (u64, u64, u64, i128);
 
 /// Reads executables, each once.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Executables {
+    /// Largest that is read.
+    most: u64,
+    /// Most that is read in a minute, how much of that is left, and when the minute began.
+    minute: u64,
+    left: u64,
+    began: Instant,
     hashes: BTreeMap<FileKey, String>,
     order: VecDeque<FileKey>,
 }
 
+impl Default for Executables {
+    fn default() -> Self {
+        Self::up_to(SIZE_MAX, u64::MAX)
+    }
+}
+
 impl Executables {
+    /// Reads files of at most `most` bytes, and at most `minute` bytes in a minute.
+    #[must_use]
+    pub fn up_to(most: u64, minute: u64) -> Self {
+        Self { most, minute, left: minute, began: Instant::now(), hashes: BTreeMap::new(), order: VecDeque::new() }
+    }
+
     /// What this very process executes, read through `/proc/<pid>/exe`.
     #[must_use]
     pub fn executed(&mut self, process: ProcessKey) -> ExecutedFile {
@@ -36,7 +55,7 @@ impl Executables {
             Ok(sha256) => (Some(sha256), None),
             Err(error) => (None, Some(format!("/proc/{}/exe: {error}", process.pid))),
         };
-        ExecutedFile { process, sha256, size, unreadable }
+        ExecutedFile { process, sha256, size, unreadable, acted: None }
     }
 
     /// The size, as far as it is known (0 when it is not), and the hash.
@@ -53,16 +72,23 @@ impl Executables {
             Err(error) => return (0, Err(error)),
         };
         let size = metadata.size();
-        if size > SIZE_MAX {
-            return (size, Err(io::Error::other(format!("larger than {} MiB", SIZE_MAX >> 20))));
+        if size > self.most {
+            return (size, Err(io::Error::other(format!("larger than {} MiB", self.most >> 20))));
         }
         let modified = i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());
         let key = (metadata.dev(), metadata.ino(), size, modified);
         if let Some(known) = self.hashes.get(&key) {
             return (size, Ok(known.clone()));
         }
+        if self.began.elapsed() >= Duration::from_secs(60) {
+            (self.left, self.began) = (self.minute, Instant::now());
+        }
+        let Some(left) = self.left.checked_sub(size) else {
+            return (0, Err(io::Error::other("too much was read in this minute")));
+        };
+        self.left = left;
         // A file may grow while it is read.
-        let hashed = source::sha256(&mut file, SIZE_MAX);
+        let hashed = source::sha256(&mut file, self.most);
         if let Ok(sha256) = &hashed {
             if self.order.len() >= CACHE_MAX
                 && let Some(oldest) = self.order.pop_front()
