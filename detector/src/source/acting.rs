@@ -14,6 +14,7 @@ use std::{
 use detector_common::{kind, watch};
 
 use crate::{
+    confine,
     decode::{self, Event},
     record::{BootNs, ExecutedFile, ProcessKey},
     source::{images::executed::Executables, kernel::Raw},
@@ -52,6 +53,7 @@ impl Acting {
         let (ask, asked) = mpsc::sync_channel::<Vec<ProcessKey>>(1);
         let (answer, answers) = mpsc::sync_channel(1);
         thread::Builder::new().name("acting".to_owned()).spawn(move || {
+            confine::visitor();
             let mut executables = Executables::up_to(SIZE_MAX, MINUTE_MAX);
             for processes in asked {
                 let files = processes.into_iter().map(|process| executables.executed(process)).collect();
