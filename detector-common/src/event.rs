@@ -17,6 +17,8 @@ pub mod kind {
     pub const MAP: u16 = 22;
     pub const PTRACE: u16 = 23;
     pub const SOCKET: u16 = 24;
+    pub const BPF: u16 = 27;
+    pub const SIGNAL: u16 = 28;
     pub const CGROUP: u16 = 32;
     pub const NAMESPACES: u16 = 33;
     pub const CGROUP_MOVE: u16 = 34;
@@ -37,6 +39,7 @@ pub mod hook {
     pub const CGROUP_RMDIR: u16 = 9;
     pub const CGROUP_ATTACH: u16 = 10;
     pub const NAMESPACES: u16 = 11;
+    pub const SIGNAL: u16 = 15;
     pub const FILE_OPEN: u16 = 16;
     pub const INODE_CREATE: u16 = 17;
     pub const INODE_LINK: u16 = 18;
@@ -55,6 +58,8 @@ pub mod hook {
     pub const PTRACE: u16 = 31;
     pub const SOCKET_CREATE: u16 = 32;
     pub const SOCKET_CONNECT: u16 = 33;
+    pub const BPF: u16 = 37;
+    pub const SYS_EXIT_GUARD: u16 = 38;
     /// Slots of the per-CPU counters; more than there are hooks, so that adding one moves nothing.
     pub const COUNT: u32 = 64;
 }
@@ -76,6 +81,13 @@ pub const PATH_TRUNCATED: u32 = 1 << 0;
 pub const ARGV_TRUNCATED: u32 = 1 << 1;
 /// The exec record's file has no link left or lies in memory only (`memfd`, unlinked).
 pub const EXE_DELETED: u32 = 1 << 2;
+
+/// The exec record's file lies in the upper layer of an overlay: a container's own, and not its image's.
+pub const EXE_UPPER: u32 = 1 << 4;
+/// The exec record's file lies in a tmpfs or ramfs.
+pub const EXE_TMPFS: u32 = 1 << 5;
+/// The exec record's file was made by `memfd_create`: it never had a name in a directory.
+pub const EXE_MEMFD: u32 = 1 << 6;
 
 /// Set in `flags` of an open or entry that an LSM program refused.
 pub const DENIED: u32 = 1 << 3;
@@ -123,7 +135,7 @@ pub struct Exec {
     pub parent_start_ns: u64,
     pub parent_tgid: u32,
     pub dev: u32,
-    /// `PATH_TRUNCATED`, `ARGV_TRUNCATED`, `EXE_DELETED`.
+    /// `PATH_TRUNCATED`, `ARGV_TRUNCATED`, `EXE_DELETED`, `EXE_UPPER`, `EXE_TMPFS`, `EXE_MEMFD`.
     pub flags: u32,
     pub path_len: u16,
     pub argv_len: u16,
@@ -266,6 +278,47 @@ pub struct Ptrace {
     pub mode: u32,
 }
 
+/// What [`Bpf`] tells of: the `object` of a record, and the upper half of a key of the `OURS` map.
+pub mod object {
+    pub const MAP: u32 = 1;
+    pub const PROGRAM: u32 = 2;
+    pub const LINK: u32 = 3;
+}
+
+/// Somebody else uses `bpf(2)` on an object of the agent: gets a descriptor of it, or changes it. A security hook tells of it
+/// before, `sys_exit` after.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(FromBytes, IntoBytes, Immutable, KnownLayout))]
+pub struct Bpf {
+    pub header: Header,
+    /// `enum bpf_cmd`.
+    pub command: u32,
+    /// One of [`object`].
+    pub object: u32,
+    /// The kernel's id of it.
+    pub id: u32,
+    pub zero: u32,
+}
+
+/// A signal for the agent that may end or stop it; the header is the sender's.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(FromBytes, IntoBytes, Immutable, KnownLayout))]
+pub struct Signal {
+    pub header: Header,
+    pub target_start_ns: u64,
+    pub target_tgid: u32,
+    pub signal: u32,
+    /// `siginfo_t.si_code`; `SI_KERNEL` (0x80) when the kernel sends it in the name of whoever runs.
+    pub code: i32,
+    /// 1 when it is for a whole process, 0 for a thread.
+    pub group: u32,
+    /// `TRACE_SIGNAL_*`: 0 when it was delivered.
+    pub result: u32,
+    pub zero: u32,
+}
+
 /// What [`Socket`] tells of.
 pub mod socket {
     /// One is made.
@@ -363,6 +416,8 @@ const _: () = assert!(size_of::<PathCall>() == 72 + 32);
 const _: () = assert!(size_of::<Entry>() == 72 + 48 + 2 * NAME_MAX);
 const _: () = assert!(size_of::<Ptrace>() == 72 + 16);
 const _: () = assert!(size_of::<Socket>() == 72 + 20 + ADDRESS_MAX);
+const _: () = assert!(size_of::<Bpf>() == 72 + 16);
+const _: () = assert!(size_of::<Signal>() == 72 + 32);
 const _: () = assert!(size_of::<IoUring>() == 72 + 8);
 const _: () = assert!(size_of::<Namespaces>() == 72 + 32);
 const _: () = assert!(size_of::<CgroupMove>() == 72 + 24);

@@ -92,6 +92,9 @@ pub mod scratch {
 /// Most processes that are protected: the agent and the node's kubelets.
 pub const PROTECTED_MAX: u32 = 128;
 
+/// Most BPF objects of the agent that are looked after: its maps, programs and links.
+pub const OURS_MAX: u32 = 512;
+
 /// Most sandboxes whose tasks are looked at: a node runs some hundred pods.
 pub const SANDBOXES_MAX: u32 = 4096;
 
@@ -145,6 +148,14 @@ pub mod syscall {
     pub const AFTER: u8 = 48;
     /// `setns`, `unshare`: the caller is in other namespaces now.
     pub const NAMESPACES: u8 = 56;
+    /// Set in the classes of calls that a program of its own looks at, and in no other.
+    pub const GUARD: u8 = 64;
+    /// `bpf`: command in the first, attributes in the caller's memory where the second argument points.
+    pub const BPF: u8 = GUARD + 1;
+    /// `ptrace`: request in the first, process in the second argument.
+    pub const PTRACE: u8 = GUARD + 2;
+    /// `process_vm_writev`: process in the first argument.
+    pub const VM_WRITE: u8 = GUARD + 3;
     /// Entries for the native table; a compat (32-bit) table of the same size follows.
     pub const TABLE: usize = 512;
 }

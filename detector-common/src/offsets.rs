@@ -95,6 +95,16 @@ offsets! {
     inode_rdev = "inode"."i_rdev";
     inode_nlink = "inode"."i_nlink";
     sb_dev = "super_block"."s_dev";
+    sb_magic = "super_block"."s_magic";
+    /// Where overlayfs keeps what it knows of an inode: around it.
+    ovl_inode = "ovl_inode"."vfs_inode";
+    ovl_upper = "ovl_inode"."__upperdentry";
+    file_private = "file"."private_data";
+    bpf_map_id = "bpf_map"."id";
+    bpf_prog_aux = "bpf_prog"."aux";
+    bpf_prog_id = "bpf_prog_aux"."id";
+    bpf_link_id = "bpf_link"."id";
+    siginfo_code = "kernel_siginfo"."si_code";
     path_mnt = "path"."mnt";
     path_dentry = "path"."dentry";
     iattr_valid = "iattr"."ia_valid";

@@ -4,6 +4,7 @@
 // For the atomic addition in `maps`.
 #![feature(asm_experimental_arch)]
 
+mod bpf;
 mod cgroup;
 mod change;
 mod emit;
@@ -19,6 +20,7 @@ mod path;
 mod process;
 mod ptrace;
 mod security;
+mod signal;
 mod socket;
 mod syscall;
 mod watched;

@@ -2,10 +2,10 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, HashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf},
 };
 use detector_common::{
-    KernelOffsets, PROTECTED_MAX, SANDBOXES_MAX, TRUSTED_MAX, WATCHED_MAX, WatchKey, hook, scratch, setting, syscall,
+    KernelOffsets, OURS_MAX, PROTECTED_MAX, SANDBOXES_MAX, TRUSTED_MAX, WATCHED_MAX, WatchKey, hook, scratch, setting, syscall,
 };
 
 /// Field offsets of the running kernel. Read-only once loaded, so the verifier sees constants.
@@ -43,6 +43,14 @@ pub static TRUSTED: HashMap<WatchKey, u32> = HashMap::with_max_entries(TRUSTED_M
 /// Thread groups that nobody else may trace unseen: the agent and the node's kubelets.
 #[map]
 pub static PROTECTED: HashMap<u32, u32> = HashMap::with_max_entries(PROTECTED_MAX, 0);
+
+/// The agent's own maps, programs and links, by `object << 32 | id` ([`detector_common::object`]).
+#[map]
+pub static OURS: HashMap<u64, u32> = HashMap::with_max_entries(OURS_MAX, 0);
+
+/// The second program at `sys_exit`, which the first one calls.
+#[map]
+pub static GUARD: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
 /// Cgroups of the pods' sandboxes, in which nothing but a pause process should live.
 #[map]

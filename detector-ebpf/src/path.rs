@@ -38,6 +38,29 @@ impl Length {
     }
 }
 
+/// Whether a file was made by `memfd_create`, whose name is then written to `out` as its path: it lies in no directory.
+#[inline(always)]
+pub fn memory(file: Ptr, out: *mut Scratch, at: usize, len: Length) -> bool {
+    /// `memfd:` as the first bytes of a word in memory.
+    const PREFIX: u64 = u64::from_le_bytes(*b"memfd:\0\0");
+    const MASK: u64 = (1 << 48) - 1;
+    let dentry = file.follow(offset!(file_dentry));
+    if dentry.follow(offset!(dentry_parent)) != dentry {
+        return false;
+    }
+    let name = dentry.follow(offset!(dentry_name));
+    if u64::from_le(name.read::<u64>(0)) & MASK != PREFIX {
+        return false;
+    }
+    // SAFETY: `at` is a body's length, and a name is shorter than what is left of the scratch slot.
+    let read =
+        unsafe { bpf_probe_read_kernel_str(out.cast::<u8>().add(at).cast(), NAME_MAX as u32, name.0 as *const _) };
+    if read > 0 {
+        len.set(read as usize);
+    }
+    true
+}
+
 /// Writes the components of `file`'s path into the scratch slot `out` from `at` on, each with its NUL, leaf first, and their
 /// length into `len`. Paths of more than `STEPS` components, mounts on the way included, are marked truncated. Returns the
 /// flags of the body.

@@ -1,7 +1,9 @@
 //! Processes coming, changing program and going: context for everything else.
 
 use aya_ebpf::{helpers::generated::bpf_probe_read_user, macros::btf_tracepoint, programs::BtfTracePointContext};
-use detector_common::{ARGV_MAX, ARGV_TRUNCATED, EXE_DELETED, Exec, Exit, Fork, hook, kind, scratch};
+use detector_common::{
+    ARGV_MAX, ARGV_TRUNCATED, EXE_DELETED, EXE_MEMFD, EXE_TMPFS, EXE_UPPER, Exec, Exit, Fork, KernelOffsets, hook, kind, scratch,
+};
 
 use crate::{
     emit::{self, Ring},
@@ -31,6 +33,11 @@ fn exec(task: Typed, bprm: Ptr) -> Option<()> {
     // SAFETY: `record` lies in this hook's scratch slot.
     let path = unsafe { path::Length::new(&raw mut (*record).path_len) };
     let mut flags = path::write::<16>(file, scratch, BODY, path);
+    let sb = inode.follow(offset!(inode_sb));
+    flags |= provenance(inode, sb);
+    if path::memory(file, scratch, BODY, path) {
+        flags |= EXE_MEMFD;
+    }
     let path_len = path.get();
     let argv_len = argv(task.address(), scratch.cast(), BODY + path_len, &mut flags);
     let parent = task.to(offset!(task_parent)).to(offset!(task_leader));
@@ -41,7 +48,7 @@ fn exec(task: Typed, bprm: Ptr) -> Option<()> {
     // SAFETY: the slot is longer than the body.
     unsafe {
         (*record).ino = inode.read(offset!(inode_ino));
-        (*record).dev = inode.follow(offset!(inode_sb)).read(offset!(sb_dev));
+        (*record).dev = sb.read(offset!(sb_dev));
         (*record).parent_tgid = parent.field(offset!(task_tgid));
         (*record).parent_start_ns = parent.field(offset!(task_start));
         (*record).flags = flags;
@@ -53,6 +60,24 @@ fn exec(task: Typed, bprm: Ptr) -> Option<()> {
     let ring = if enters(task, parent) || watched::sandbox() != 0 { Ring::ContextNow } else { Ring::Context };
     emit::scratched(ring, hook::EXEC, scratch, BODY + path_len + argv_len);
     Some(())
+}
+
+/// Where an executed file comes from, as far as its file system tells.
+#[inline(always)]
+fn provenance(inode: Ptr, sb: Ptr) -> u32 {
+    /// `super_block.s_magic`.
+    const TMPFS: u64 = 0x0102_1994;
+    const RAMFS: u64 = 0x8584_58f6;
+    const OVERLAYFS: u64 = 0x794c_7630;
+    match sb.read::<u64>(offset!(sb_magic)) {
+        TMPFS | RAMFS => EXE_TMPFS,
+        // Since 4.13: `ovl_inode.__upperdentry` is set once there is a file in the upper layer.
+        OVERLAYFS if offset!(ovl_upper) != KernelOffsets::MISSING as usize => {
+            let around = Ptr(inode.0.wrapping_sub(offset!(ovl_inode)));
+            if around.read::<usize>(offset!(ovl_upper)) == 0 { 0 } else { EXE_UPPER }
+        }
+        _ => 0,
+    }
 }
 
 /// Whether the process lives in other namespaces than its parent: a container begins, or somebody enters one.

@@ -15,11 +15,13 @@ use detector_common::{
 };
 
 use crate::{
+    bpf,
     emit::{self, Ring},
     kernel::{self, Detail, Ptr, arg, current, current_id, load},
-    maps::{SCRATCH_LEN, Scratch, Touch, argument_offset, masked, offset, setting, syscall_class},
+    maps::{GUARD, SCRATCH_LEN, Scratch, Touch, argument_offset, masked, offset, setting, syscall_class},
     namespaces,
     open::{self, FMODE_WRITE, Reporter},
+    ptrace,
     security::May,
     socket, watched,
 };
@@ -47,6 +49,12 @@ pub fn sys_exit(ctx: BtfTracePointContext) -> i32 {
     if native | compat == class::NONE {
         return 0;
     }
+    // In a program of its own, so that neither of the two is too long for the verifier. Comes back when it is not there.
+    if (native | compat) & class::GUARD != 0 {
+        // SAFETY: nothing here needs to be dropped.
+        unsafe { GUARD.tail_call(&ctx, 0) };
+        return 0;
+    }
     // Most of a process's life: calls that matter only after a change, when nothing changed. Zero for both classes that are
     // of no other interest, without a branch, each of which would double what the verifier has to follow.
     let other = |class: u8| u32::from(class) * u32::from(class ^ class::AFTER);
@@ -68,6 +76,24 @@ pub fn sys_exit(ctx: BtfTracePointContext) -> i32 {
         }
     }
     dispatch(Ptr(regs as usize), ret, number);
+    0
+}
+
+/// The same hook, called by the program above for calls on the agent's own objects, and on processes that are protected.
+#[btf_tracepoint(function = "sys_exit")]
+pub fn sys_exit_guard(ctx: BtfTracePointContext) -> i32 {
+    let regs = Ptr(arg(&ctx, 0));
+    let number = regs.read::<u64>(offset!(x86_regs_orig_ax)) as usize & (TABLE - 1);
+    let task = current();
+    let compat = task.read::<u32>(offset!(task_ti_status)) >> TS_COMPAT_BIT & 1;
+    let class = syscall_class(number + TABLE * compat as usize);
+    let call = Call { regs, number: number as u32, class, compat };
+    match class {
+        class::BPF => bpf::called(task, call.arg(0), call.arg(1), arg(&ctx, 1) as u32),
+        class::PTRACE => ptrace::called(task, Some(call.arg(0)), call.arg(1) as u32),
+        class::VM_WRITE => ptrace::called(task, None, call.arg(0) as u32),
+        _ => {}
+    }
     0
 }
 
@@ -175,14 +201,14 @@ fn dispatch(regs: Ptr, ret: i64, number: usize) {
         unsafe { core::ptr::read_volatile((&raw const ABOUT).cast::<u8>().add(masked::<63>(u64::from(class)))) };
     let call = Call { regs, number: number as u32, class, compat: is_compat };
     let Some(scratch) = emit::scratch(scratch::SYSCALL_PATHS) else { return };
+    // Where it is there for writes alone, security hooks see the rest.
+    let all = setting(setting::WRITES_ONLY) == 0;
     // SAFETY: the slot is longer than the record and a touch behind it.
     let touch = unsafe {
         let touch = scratch.cast::<u8>().add(TOUCH_AT).cast::<Touch>();
         watched::take_touch(current_id(), touch);
         core::ptr::read_volatile(touch)
     };
-    // Where it is there for writes alone, security hooks see the rest.
-    let all = setting(setting::WRITES_ONLY) == 0;
     if about & (about::SOCKETS | about::NAMESPACES) != 0 {
         if !all {
             return;

@@ -29,6 +29,10 @@ pub enum Event {
     IoUring(wire::IoUring),
     /// A socket, by a task in a sandbox.
     Socket(wire::Socket),
+    /// Use of the agent's own BPF objects.
+    Bpf(wire::Bpf),
+    /// A signal for the agent.
+    Signal(wire::Signal),
     Cgroup {
         event: wire::Cgroup,
         path: String,
@@ -114,6 +118,8 @@ impl Event {
             Self::Ptrace(e) => &e.header,
             Self::IoUring(e) => &e.header,
             Self::Socket(e) => &e.header,
+            Self::Bpf(e) => &e.header,
+            Self::Signal(e) => &e.header,
             Self::Cgroup { event, .. } => &event.header,
             Self::CgroupGone(e) => &e.header,
             Self::CgroupMove(e) => &e.header,
@@ -181,6 +187,8 @@ pub fn event(raw: &[u8]) -> Result<Event, DecodeError> {
         }
         kind::PTRACE => Ok(Event::Ptrace(fixed(raw, kind)?.0)),
         kind::SOCKET => Ok(Event::Socket(fixed(raw, kind)?.0)),
+        kind::BPF => Ok(Event::Bpf(fixed(raw, kind)?.0)),
+        kind::SIGNAL => Ok(Event::Signal(fixed(raw, kind)?.0)),
         kind::IO_URING => Ok(Event::IoUring(fixed(raw, kind)?.0)),
         kind::CGROUP => {
             let (event, rest) = fixed::<wire::Cgroup>(raw, kind)?;
@@ -229,6 +237,9 @@ pub fn hook_name(hook: u16) -> &'static str {
         hook::PTRACE => "ptrace",
         hook::SOCKET_CREATE => "socket",
         hook::SOCKET_CONNECT => "connect",
+        hook::SIGNAL => "signal",
+        hook::BPF => "bpf",
+        hook::SYS_EXIT_GUARD => "syscall-guard",
         _ => "unknown",
     }
 }
@@ -290,6 +301,8 @@ mod tests {
             testing::cgroup(child, 9, "/kubepods/x"),
             testing::cgroup_gone(child, 9),
             testing::cgroup_move(shell, child, 9),
+            testing::bpf(child, 14, wire::object::MAP, 5),
+            testing::signal(child, 9, 0),
             testing::namespaces(child, 77, 78, wire::Shared { net: 79, ..wire::Shared::default() }),
         ]
     }
@@ -312,7 +325,11 @@ mod tests {
         assert_eq!((event.id, path.as_str()), (9, "/kubepods/x"));
         let Event::CgroupMove(moved) = &events[10] else { panic!("{events:?}") };
         assert_eq!((moved.header.tgid, moved.target_tgid, moved.id), (50, 60, 9));
-        let Event::Namespaces(entered) = &events[11] else { panic!("{events:?}") };
+        let Event::Bpf(bpf) = &events[11] else { panic!("{events:?}") };
+        assert_eq!((bpf.command, bpf.object, bpf.id), (14, wire::object::MAP, 5));
+        let Event::Signal(signal) = &events[12] else { panic!("{events:?}") };
+        assert_eq!((signal.signal, signal.code, signal.target_tgid), (9, 0, testing::AGENT));
+        let Event::Namespaces(entered) = &events[13] else { panic!("{events:?}") };
         assert_eq!((entered.mnt, entered.pid_children, entered.shared.net), (77, 78, 79));
     }
 

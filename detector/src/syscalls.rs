@@ -1,8 +1,8 @@
 //! Which system calls matter, by number: the table that the kernel program looks classes up in.
 
 use detector_common::syscall::{
-    AFTER, BIND, CONNECT, CREAT, IO_URING, MOUNT, MOVE_MOUNT, NAMESPACES, OPEN, OPENAT, OPENAT2, PATH, PATH_AT, PATHS,
-    PATHS_AT, SOCKET, SOCKET_CALL, SYMLINK_AT, TABLE, WRITE_FD0, WRITE_FD2,
+    AFTER, BIND, BPF, CONNECT, CREAT, IO_URING, MOUNT, MOVE_MOUNT, NAMESPACES, OPEN, OPENAT, OPENAT2, PATH, PATH_AT, PATHS,
+    PATHS_AT, PTRACE, SOCKET, SOCKET_CALL, SYMLINK_AT, TABLE, VM_WRITE, WRITE_FD0, WRITE_FD2,
 };
 
 /// A system call: its name, its number for 64-bit and for 32-bit callers, its class.
@@ -65,6 +65,10 @@ const SYSCALLS: &[Syscall] = &[
     Syscall("munmap", Some(11), Some(91), AFTER),
     Syscall("setns", Some(308), Some(346), NAMESPACES),
     Syscall("unshare", Some(272), Some(310), NAMESPACES),
+    Syscall("bpf", Some(321), Some(357), BPF),
+    // The number of 32-bit callers is that of a 64-bit call that matters too.
+    Syscall("ptrace", Some(101), None, PTRACE),
+    Syscall("process_vm_writev", Some(311), Some(348), VM_WRITE),
 ];
 
 /// The table for the kernel program: native numbers, then those of 32-bit callers.

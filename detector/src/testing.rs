@@ -192,6 +192,23 @@ pub fn cgroup(actor: Actor, id: u64, path: &str) -> Bytes {
     raw(&event, &[path.as_bytes(), &[0]].concat())
 }
 
+/// The agent's process.
+pub const AGENT: u32 = 4242;
+
+/// A signal for the agent.
+pub fn signal(sender: Actor, signal: u32, code: i32) -> Bytes {
+    let header = sender.header(kind::SIGNAL, hook::SIGNAL);
+    raw(
+        &wire::Signal { header, target_start_ns: 1, target_tgid: AGENT, signal, code, group: 1, result: 0, zero: 0 },
+        &[],
+    )
+}
+
+/// `bpf(2)` on one of the agent's objects.
+pub fn bpf(actor: Actor, command: u32, object: u32, id: u32) -> Bytes {
+    raw(&wire::Bpf { header: actor.header(kind::BPF, hook::BPF), command, object, id, zero: 0 }, &[])
+}
+
 /// The actor enters these namespaces.
 pub fn namespaces(actor: Actor, mnt: u32, pid_children: u32, shared: wire::Shared) -> Bytes {
     let header = actor.header(kind::NAMESPACES, hook::NAMESPACES);

@@ -211,6 +211,16 @@ fn kernel<'a>(row: &mut Row<'a>, event: &'a Event, context: &'a Context) {
             row.detail = json_text(&json!({ "mode": ptrace.mode }));
             "ptrace"
         }
+        Event::Bpf(bpf) => {
+            row.detail = json_text(&json!({ "command": bpf.command, "object": bpf.object, "id": bpf.id }));
+            "bpf"
+        }
+        Event::Signal(signal) => {
+            target(row, signal.target_tgid, signal.target_start_ns);
+            row.detail =
+                json_text(&json!({ "signal": signal.signal, "code": signal.code, "result": signal.result }));
+            "signal"
+        }
         Event::IoUring(request) => {
             row.detail = json_text(&json!({ "opcode": request.opcode }));
             "io_uring"

@@ -125,6 +125,8 @@ fn event_name(kind: u16) -> &'static str {
         wire::kind::MAP => "map",
         wire::kind::PTRACE => "ptrace",
         wire::kind::SOCKET => "socket",
+        wire::kind::BPF => "bpf",
+        wire::kind::SIGNAL => "signal",
         wire::kind::CGROUP => "cgroup",
         wire::kind::NAMESPACES => "namespaces",
         wire::kind::CGROUP_MOVE => "cgroup_move",
@@ -172,6 +174,9 @@ fn more(event: &Event, raw: &[u8]) -> Value {
                 "path_truncated": e.flags & wire::PATH_TRUNCATED != 0,
                 "argv_truncated": e.flags & wire::ARGV_TRUNCATED != 0,
                 "exe_deleted": e.flags & wire::EXE_DELETED != 0,
+                "exe_upper": e.flags & wire::EXE_UPPER != 0,
+                "exe_tmpfs": e.flags & wire::EXE_TMPFS != 0,
+                "exe_memfd": e.flags & wire::EXE_MEMFD != 0,
                 "parent_pid": e.parent_tgid, "parent_start_ns": e.parent_start_ns,
                 "tty": text(&e.tty), "shared": shared(&e.shared), "inner_pid": e.inner_pid,
             })
@@ -209,6 +214,11 @@ fn more(event: &Event, raw: &[u8]) -> Value {
             json!({ "target_pid": e.target_tgid, "target_start_ns": e.target_start_ns, "mode": e.mode })
         }
         Event::IoUring(e) => json!({ "opcode": e.opcode }),
+        Event::Bpf(e) => json!({ "command": e.command, "object": e.object, "id": e.id }),
+        Event::Signal(e) => json!({
+            "signal": e.signal, "code": e.code, "group": e.group == 1, "result": e.result,
+            "target_pid": e.target_tgid, "target_start_ns": e.target_start_ns,
+        }),
         Event::Socket(e) => json!({ "call": e.call, "args": e.args, "address": form::digits(&e.address) }),
         Event::Cgroup { event, path } => json!({
             "id": event.id, "path": path, "path_truncated": event.flags & wire::PATH_TRUNCATED != 0,

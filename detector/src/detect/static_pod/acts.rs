@@ -261,6 +261,8 @@ fn act(event: &Event) -> Option<(&'static str, What, String)> {
         | Event::Exit(_)
         | Event::Ptrace(_)
         | Event::Socket(_)
+        | Event::Bpf(_)
+        | Event::Signal(_)
         | Event::Cgroup { .. }
         | Event::CgroupGone(_)
         | Event::CgroupMove(_)

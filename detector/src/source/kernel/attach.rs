@@ -4,6 +4,7 @@ use std::path::Path;
 
 use aya::{
     Btf, Ebpf,
+    maps::ProgramArray,
     programs::{Program, ProgramError},
 };
 use detector_common::{KernelOffsets, hook};
@@ -11,7 +12,7 @@ use detector_common::{KernelOffsets, hook};
 use super::{
     btf::Types,
     chain,
-    hooks::{Attach, Backend, HOOKS, Hook, NO_SYSCALLS, Role},
+    hooks::{Attach, Backend, GUARD, HOOKS, Hook, NO_SYSCALLS, Role},
 };
 use crate::{record::HookState, source::kubelet::host_root};
 
@@ -81,7 +82,7 @@ impl Attacher<'_> {
         if self.without.iter().any(|name| name == hook.name) {
             return state(None, Some("left out by --without-hook".to_owned()));
         }
-        if let (hook::SYS_EXIT, Some(reason)) = (hook.number, NO_SYSCALLS) {
+        if let (hook::SYS_EXIT | hook::SYS_EXIT_GUARD, Some(reason)) = (hook.number, NO_SYSCALLS) {
             return state(None, Some(reason.to_owned()));
         }
         let missing: Vec<_> = hook
@@ -123,13 +124,27 @@ impl Attacher<'_> {
             Program::Lsm(program) => program.load(attach.target, self.btf).and_then(|()| program.attach().map(drop)),
             Program::FEntry(program) => program.load(attach.target, self.btf).and_then(|()| program.attach().map(drop)),
             Program::KProbe(program) => program.load().and_then(|()| program.attach(attach.target, 0).map(drop)),
+            Program::BtfTracePoint(program) if attach.program == GUARD => program.load(attach.target, self.btf),
             Program::BtfTracePoint(program) => {
                 program.load(attach.target, self.btf).and_then(|()| program.attach().map(drop))
             }
             _ => return Err("a program of another type".to_owned()),
         };
         done.map_err(|error| refusal(&error))?;
-        Ok(program.info().ok().and_then(|info| info.verified_instruction_count()))
+        let verified = program.info().ok().and_then(|info| info.verified_instruction_count());
+        if attach.program == GUARD {
+            self.call_guard()?;
+        }
+        Ok(verified)
+    }
+
+    /// Lets the program at `sys_exit` call the one beside it.
+    fn call_guard(&mut self) -> Result<(), String> {
+        let fd = self.ebpf.program(GUARD).map(Program::fd).ok_or("not in the object file")?;
+        let fd = fd.and_then(|fd| fd.try_clone().map_err(ProgramError::IOError)).map_err(|error| chain(&error))?;
+        let map = self.ebpf.map_mut("GUARD").ok_or("its table is not in the object file")?;
+        let set = ProgramArray::try_from(map).and_then(|mut table| table.set(0, &fd, 0));
+        set.map_err(|error| chain(&error))
     }
 }
 

@@ -8,6 +8,9 @@ use detector_common::KernelOffsets;
 /// Where the kernel shows its own types.
 pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
+/// And those of overlayfs, where it is a module.
+const OVERLAY: &str = "/sys/kernel/btf/overlay";
+
 /// Why the kernel's types are not to be had.
 #[derive(Debug, thiserror::Error)]
 pub enum BtfError {
@@ -75,8 +78,13 @@ impl Types {
     #[must_use]
     pub fn offsets(&self) -> KernelOffsets {
         let mut offsets = KernelOffsets::NONE;
+        // Only here when it is a module, and one that is loaded.
+        let overlay = Btf::from_split_file(OVERLAY, &self.0).ok();
+        let resolve = |btf: &Btf, name, members| structure(btf, name).and_then(|of| member_path(btf, of, members));
         for (index, (_, name, members)) in KernelOffsets::FIELDS.iter().enumerate() {
-            let resolved = structure(&self.0, name).and_then(|of| member_path(&self.0, of, members));
+            let of_module = || overlay.as_ref().filter(|_| name.starts_with("ovl_"));
+            let resolved = resolve(&self.0, name, members)
+                .or_else(|| of_module().and_then(|module| resolve(module, name, members)));
             if let (Some(offset), Some(field)) = (resolved, offsets.field_mut(index)) {
                 *field = offset;
             }

@@ -31,7 +31,7 @@ impl Backend {
 /// When a hook is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// Processes and cgroups: always.
+    /// Processes and cgroups, and signals for the agent: always.
     Context,
     /// Changes of inodes: always, where the kernel tells of them.
     Change,
@@ -509,6 +509,39 @@ pub const HOOKS: &[Hook] = &[
         without: "where a pause process connects to is not seen",
     },
     Hook {
+        name: "signal",
+        number: hook::SIGNAL,
+        role: Role::Context,
+        alerting: true,
+        attach: &[tracepoint("signal_generate", "signal_generate", &["", "kernel_siginfo", "task_struct"])],
+        required: false,
+        needs: &[HEADER[0], HEADER[1], HEADER[2], HEADER[3], "task_tgid", "siginfo_code"],
+        without: "who stops the agent is not seen",
+    },
+    Hook {
+        name: "bpf",
+        number: hook::BPF,
+        role: Role::Security,
+        alerting: true,
+        attach: security!("bpf" on "bpf" ["", ""]),
+        required: false,
+        needs: &[
+            HEADER[0],
+            HEADER[1],
+            HEADER[2],
+            HEADER[3],
+            "task_files",
+            "files_fdt",
+            "fdt_max",
+            "fdt_fd",
+            "file_private",
+            "bpf_map_id",
+            "bpf_prog_aux",
+            "bpf_prog_id",
+        ],
+        without: "who uses the agent's own programs and maps is not seen",
+    },
+    Hook {
         name: "io_uring",
         number: hook::IO_URING_SUBMIT,
         role: Role::Syscall,
@@ -517,6 +550,32 @@ pub const HOOKS: &[Hook] = &[
         required: false,
         needs: &["kiocb_opcode"],
         without: "changes made through io_uring are found on a timer and may stay unattributed",
+    },
+    Hook {
+        name: "syscall-guard",
+        number: hook::SYS_EXIT_GUARD,
+        role: Role::Syscall,
+        alerting: true,
+        attach: &[tracepoint(GUARD, "sys_exit", &["pt_regs", ""])],
+        required: false,
+        needs: &[
+            HEADER[0],
+            HEADER[1],
+            HEADER[2],
+            HEADER[3],
+            "task_files",
+            "files_fdt",
+            "fdt_max",
+            "fdt_fd",
+            "file_private",
+            "bpf_map_id",
+            "bpf_prog_aux",
+            "bpf_prog_id",
+            "x86_regs_orig_ax",
+            "x86_regs_di",
+            "x86_regs_si",
+        ],
+        without: "who uses the agent's own programs and maps, or traces it or kubelet, is not seen",
     },
     Hook {
         name: "syscall",
@@ -561,6 +620,9 @@ pub const HOOKS: &[Hook] = &[
 
 const WITHOUT_CHANGE: &str = "renames, links and writes through old descriptors are matched by the paths that callers \
                               passed: attribution is weaker, and path system calls cost more";
+
+/// The program that the one at `sys_exit` calls: it is loaded, and attached to nothing.
+pub const GUARD: &str = "sys_exit_guard";
 
 /// The tracepoints that together see every change of an inode; with all of them the kernel filters path calls exactly.
 pub const PRECISE: [u16; 3] = [hook::CTIME_SET, hook::CTIME_XCHG, hook::CTIME_SKIP];

@@ -5,6 +5,7 @@
 mod attach;
 pub mod btf;
 pub mod hooks;
+mod ours;
 mod skipped;
 
 use std::{
@@ -95,6 +96,7 @@ pub struct Kernel {
     trusted: HashMap<MapData, Plain<WatchKey>, u32>,
     protected: HashMap<MapData, u32, u32>,
     sandboxes: HashMap<MapData, u64, u32>,
+    ours: HashMap<MapData, u64, u32>,
     settings: Array<MapData, u32>,
     lost: PerCpuArray<MapData, u64>,
     lost_before: BTreeMap<(u16, usize), u64>,
@@ -140,6 +142,7 @@ impl Kernel {
         let settings = take(&mut ebpf, "SETTINGS")?;
         let mut settings: Array<_, u32> = settings.try_into().map_err(|source| map_error("SETTINGS", source))?;
         set(&mut settings, setting::DEPTH, 1)?;
+        set(&mut settings, setting::SELF, std::process::id())?;
         let mut attacher =
             Attacher { ebpf: &mut ebpf, types: &types, btf: &kernel_btf, offsets: &offsets, without: &options.without };
         let mut hooks = attacher.role(Role::Context, &[Backend::Tracepoint]);
@@ -178,7 +181,8 @@ impl Kernel {
             None if precise || syscalls => None,
             None => load_sys_exit(&mut ebpf, "sys_exit", &kernel_btf).err(),
         };
-        Ok(Self {
+        let ours = take(&mut ebpf, "OURS")?.try_into().map_err(|source| map_error("OURS", source))?;
+        let mut kernel = Self {
             hooks,
             precise,
             syscalls,
@@ -196,8 +200,19 @@ impl Kernel {
             skipped_before: BTreeMap::new(),
             in_kernel: BTreeMap::new(),
             copies: BytesMut::new(),
+            ours,
             ebpf,
-        })
+        };
+        kernel.guard()?;
+        Ok(kernel)
+    }
+
+    /// Reports what others do with the maps, programs and links that there are now.
+    fn guard(&mut self) -> Result<(), KernelError> {
+        for key in ours::objects() {
+            self.ours.insert(key, 1, 0).map_err(|source| map_error("OURS", source))?;
+        }
+        Ok(())
     }
 
     /// Each hook, attached or not.
@@ -330,6 +345,7 @@ impl Kernel {
                     set_setting(&mut self.settings, setting::WRITES_ONLY, 1)?;
                     let program = sys_exit(&mut self.ebpf, "sys_exit")?;
                     self.writes = Some(program.attach().map_err(load_error)?);
+                    self.guard()?;
                 }
                 (false, Some(link)) => {
                     sys_exit(&mut self.ebpf, "sys_exit")?.detach(link).map_err(load_error)?;
