@@ -5,7 +5,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf},
 };
 use detector_common::{
-    KernelOffsets, OURS_MAX, PROTECTED_MAX, SANDBOXES_MAX, TRUSTED_MAX, WATCHED_MAX, WatchKey, hook, scratch, setting, syscall,
+    KernelOffsets, OURS_MAX, PROTECTED_MAX, SANDBOXES_MAX, TRUSTED_MAX, WATCHED_MAX, WatchKey, hook, scratch, setting,
+    syscall,
 };
 
 /// Field offsets of the running kernel. Read-only once loaded, so the verifier sees constants.

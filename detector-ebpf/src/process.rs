@@ -2,7 +2,8 @@
 
 use aya_ebpf::{helpers::generated::bpf_probe_read_user, macros::btf_tracepoint, programs::BtfTracePointContext};
 use detector_common::{
-    ARGV_MAX, ARGV_TRUNCATED, EXE_DELETED, EXE_MEMFD, EXE_TMPFS, EXE_UPPER, Exec, Exit, Fork, KernelOffsets, hook, kind, scratch,
+    ARGV_MAX, ARGV_TRUNCATED, EXE_DELETED, EXE_MEMFD, EXE_TMPFS, EXE_UPPER, Exec, Exit, Fork, KernelOffsets, hook,
+    kind, scratch,
 };
 
 use crate::{

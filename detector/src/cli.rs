@@ -492,7 +492,8 @@ fn record_to(record: Record, started: Instant) -> anyhow::Result<ExitCode> {
 
 fn play(replay: Replay) -> anyhow::Result<ExitCode> {
     let config = replay.config.as_deref().map(|path| file::load(path, |_| {})).transpose()?;
-    let policy = Policy { pause_digests: replay.pause_digests, pause_binaries: replay.pause_binaries };
+    let (pause_digests, pause_binaries) = (replay.pause_digests, replay.pause_binaries);
+    let policy = Policy { pause_digests, pause_binaries, ..Policy::default() };
     let options = replay::Options {
         files: replay.files,
         filter: replay::Filter {

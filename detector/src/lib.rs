@@ -28,6 +28,7 @@ pub mod record;
 pub mod recorder;
 pub mod replay;
 pub mod report;
+pub mod risky;
 pub mod run;
 pub mod sink;
 pub mod source;

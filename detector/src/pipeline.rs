@@ -6,7 +6,8 @@ use crate::{
     decode,
     detect::{
         Detector, Finding, around::Around, blocked::Blocked, container_exec::ContainerExec,
-        image_arrival::ImageArrivals, impair::Impair, kind_bit, pause::Pause, static_pod::StaticPod,
+        image_arrival::ImageArrivals, impair::Impair, kind_bit, operator::Operator, pause::Pause,
+        static_pod::StaticPod, supply_chain::SupplyChain, tamper::Tamper,
     },
     record::{Body, Record},
 };
@@ -43,6 +44,9 @@ impl Pipeline {
             Box::<Pause>::default(),
             Box::<Impair>::default(),
             Box::<ContainerExec>::default(),
+            Box::<SupplyChain>::default(),
+            Box::<Operator>::default(),
+            Box::<Tamper>::default(),
         ];
         Self {
             context: Context::default(),

@@ -40,7 +40,7 @@ pub struct Options {
     pub speed: Option<f64>,
     pub fail_on: Option<Severity>,
     pub report: Option<PathBuf>,
-    /// Taken instead of the recorded one.
+    /// Its pause images and programs are taken instead of the recorded ones.
     pub policy: Option<Policy>,
     /// Taken instead of the recorded ones; `policy` goes before.
     pub rules: Option<Rules>,
@@ -224,12 +224,17 @@ impl Player<'_> {
     }
 
     fn adapt(&self, record: &mut Record) {
-        let policy = self.options.policy.as_ref().or(self.options.rules.as_ref().map(|rules| &rules.policy));
-        let Some(policy) = policy else { return };
-        match &mut record.body {
-            Body::Start(start) => start.policy = policy.clone(),
-            Body::Config(rules) => rules.policy = policy.clone(),
-            _ => {}
+        let policy = match &mut record.body {
+            Body::Start(start) => &mut start.policy,
+            Body::Config(rules) => &mut rules.policy,
+            _ => return,
+        };
+        if let Some(rules) = &self.options.rules {
+            policy.clone_from(&rules.policy);
+        }
+        if let Some(pauses) = &self.options.policy {
+            policy.pause_digests.clone_from(&pauses.pause_digests);
+            policy.pause_binaries.clone_from(&pauses.pause_binaries);
         }
     }
 

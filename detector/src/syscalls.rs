@@ -1,8 +1,8 @@
 //! Which system calls matter, by number: the table that the kernel program looks classes up in.
 
 use detector_common::syscall::{
-    AFTER, BIND, BPF, CONNECT, CREAT, IO_URING, MOUNT, MOVE_MOUNT, NAMESPACES, OPEN, OPENAT, OPENAT2, PATH, PATH_AT, PATHS,
-    PATHS_AT, PTRACE, SOCKET, SOCKET_CALL, SYMLINK_AT, TABLE, VM_WRITE, WRITE_FD0, WRITE_FD2,
+    AFTER, BIND, BPF, CONNECT, CREAT, IO_URING, MOUNT, MOVE_MOUNT, NAMESPACES, OPEN, OPENAT, OPENAT2, PATH, PATH_AT,
+    PATHS, PATHS_AT, PTRACE, SOCKET, SOCKET_CALL, SYMLINK_AT, TABLE, VM_WRITE, WRITE_FD0, WRITE_FD2,
 };
 
 /// A system call: its name, its number for 64-bit and for 32-bit callers, its class.

@@ -20,7 +20,7 @@ pub use checks::{Digest, Expiry, Expression, HookName, Output, Pattern, Sha256, 
 
 use crate::{
     cli::Hooks,
-    record::{self, Policy, Rules},
+    record::{self, PATTERNS_MAX, Policy, Rules},
     recorder::segments::Limits,
     sink::spec::Kind,
     source::{
@@ -51,6 +51,11 @@ pub struct Config {
     pub cri: Cri,
     /// Pause images and programs that are known to be good. Applied at once when this file changes.
     pub pause: Pause,
+    /// Images that may run. Applied at once.
+    pub images: Images,
+    /// Workloads that need the node to do their work, by their pods' namespace and a pattern of their containers' images: that they
+    /// start is low. Whoever can name a pod so can name it so: keep patterns narrow. Applied at once.
+    pub privileged_workloads: Vec<PrivilegedWorkload>,
     /// Refusing changes instead of telling of them; needs BPF LSM.
     pub deny: Deny,
     /// The flight recorder: what happens is kept as traces in a directory.
@@ -97,6 +102,25 @@ pub struct Pause {
     pub digests: Vec<Digest>,
     /// SHA-256 of pause programs; with one or more, pods whose pause is none of them are alerts.
     pub binaries: Vec<Sha256>,
+}
+
+/// Images.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Images {
+    /// Patterns of references (registry.example/**) or digests (sha256:...) of images that containers may run; empty for any. * stands
+    /// for anything but a slash, ** for anything.
+    pub allow: Vec<Pattern>,
+}
+
+/// A workload.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PrivilegedWorkload {
+    /// The namespace of its pods.
+    pub namespace: Text,
+    /// The image of its containers; * stands for anything but a slash, ** for anything.
+    pub image: Pattern,
 }
 
 /// Refusing.
@@ -187,6 +211,8 @@ impl Default for Config {
             btf: None,
             cri: Cri::default(),
             pause: Pause::default(),
+            images: Images::default(),
+            privileged_workloads: usual_workloads(),
             deny: Deny::default(),
             record: Record::default(),
             outputs: Vec::new(),
@@ -197,6 +223,18 @@ impl Default for Config {
             confine: true,
         }
     }
+}
+
+/// What kubeadm runs on nodes.
+fn usual_workloads() -> Vec<PrivilegedWorkload> {
+    ["kube-proxy", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "etcd"]
+        .into_iter()
+        .filter_map(|name| {
+            let namespace = Text::try_from("kube-system".to_owned()).ok()?;
+            let image = Pattern::try_from(format!("registry.k8s.io/{name}:*")).ok()?;
+            Some(PrivilegedWorkload { namespace, image })
+        })
+        .collect()
 }
 
 impl Default for Cri {
@@ -277,6 +315,18 @@ impl Config {
         if self.record.free_percent > 99 {
             return conflict(&["record", "free_percent"], None, "more than there is; expected 0 to 99");
         }
+        for (key, count) in
+            [("images", self.images.allow.len()), ("privileged_workloads", self.privileged_workloads.len())]
+        {
+            if count > PATTERNS_MAX {
+                let what = format!("{count} of them; expected at most {PATTERNS_MAX}");
+                return conflict(
+                    if key == "images" { &["images", "allow"] } else { &["privileged_workloads"] },
+                    Some(PATTERNS_MAX),
+                    &what,
+                );
+            }
+        }
         let is_stdout = |output: &Output| matches!(output.spec().kind(), Kind::Stdout(_));
         if let Some((second, _)) = self.outputs.iter().enumerate().filter(|(_, output)| is_stdout(output)).nth(1) {
             return conflict(&["outputs"], Some(second), "standard output twice; expected one of its forms");
@@ -320,6 +370,8 @@ impl Config {
             policy: Policy {
                 pause_digests: self.pause.digests.iter().map(|digest| digest.as_ref().to_owned()).collect(),
                 pause_binaries: self.pause.binaries.iter().map(|binary| binary.as_ref().to_owned()).collect(),
+                images_allow: self.images.allow.iter().map(|pattern| pattern.as_ref().to_owned()).collect(),
+                privileged_workloads: self.privileged_workloads.iter().map(Into::into).collect(),
             },
             group_ns: self.grouping.window.ns(),
             limit: self.rate_limit.alerts.into(),
@@ -385,6 +437,12 @@ impl Exception {
             && binary.is_none()
             && path.is_none()
             && when.is_none()
+    }
+}
+
+impl From<&PrivilegedWorkload> for record::Workload {
+    fn from(workload: &PrivilegedWorkload) -> Self {
+        Self { namespace: workload.namespace.as_ref().to_owned(), image: workload.image.as_ref().to_owned() }
     }
 }
 

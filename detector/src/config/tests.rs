@@ -54,7 +54,7 @@ fn typical_mistakes_are_named_with_their_place_and_what_is_expected() {
         ),
         (
             &with_exception("  technique: static-pods\n"),
-            "c.yaml:5:14: no technique has that id; there are static-pod, container-exec, malicious-pause-container, supply-chain-compromise, detector-tampering",
+            "c.yaml:5:14: no technique has that id; there are static-pod, container-exec, malicious-pause-container, supply-chain-compromise, detector-tampering, malicious-operator",
         ),
         (
             &with_exception("  when: alert.proces.exe == 'x'\n"),
@@ -153,7 +153,10 @@ fn every_key_says_what_it_is_for_and_the_schema_allows_no_other() {
     assert!(keys.len() > 30, "{keys:?}");
     let shown = show::render(&Config::default()).unwrap();
     let undescribed = shown.lines().zip(shown.lines().skip(1)).find(|(above, line)| {
-        line.trim_start().split_once(':').is_some_and(|_| !line.contains('#')) && !above.trim_start().starts_with('#')
+        // Entries of a list are described as one.
+        let entry = line.starts_with("- ") || above.starts_with("- ");
+        line.trim_start().split_once(':').is_some_and(|_| !line.contains('#') && !entry)
+            && !above.trim_start().starts_with('#')
     });
     assert_eq!(undescribed, None);
 }
@@ -217,12 +220,13 @@ fn what_changes_is_in_force_at_once_or_named_as_waiting_for_a_restart() {
     let digest = "ab".repeat(32);
     let others = json!({
         "manifest_dirs": ["/a"], "default_dirs": false, "node_name": "n", "hooks": "lsm", "without_hooks": ["mmap"],
-        "btf": "/b", "cri": {"ask": false}, "pause": {"binaries": [digest]}, "deny": {"static_pod": true},
+        "btf": "/b", "cri": {"ask": false}, "pause": {"binaries": [digest]},
+        "images": {"allow": ["registry.example/**"]}, "privileged_workloads": [], "deny": {"static_pod": true},
         "record": {"dir": "/a"}, "outputs": ["stdout:json"], "spool": "/s", "grouping": {"window": "1s"}, "rate_limit": {"alerts": 1},
         "exceptions": [{"name": "a", "reason": "b", "expires": "2027-01-01T00:00:00Z", "path": "/a"}],
         "confine": false,
     });
-    let at_once = ["pause", "outputs", "grouping", "rate_limit", "exceptions"];
+    let at_once = ["pause", "images", "privileged_workloads", "outputs", "grouping", "rate_limit", "exceptions"];
     for key in default.as_object().unwrap().keys() {
         let mut changed = default.clone();
         changed[key] = others[key].clone();

@@ -88,6 +88,8 @@ pub struct Container {
     pub init: Option<ProcessKey>,
     /// Where that one lives.
     pub namespaces: Namespaces,
+    /// Its first program was executed while the agent looked.
+    pub began: bool,
     /// When its cgroup was removed.
     gone: Option<BootNs>,
 }
@@ -278,6 +280,13 @@ impl Containers {
         Some(container)
     }
 
+    /// A container's first program was executed just now.
+    pub fn began(&mut self, id: &str) {
+        if let Some(container) = self.by_id.get_mut(id) {
+            container.began = true;
+        }
+    }
+
     /// A process ends. With a container's first one its namespaces go, and their numbers are free for others.
     pub fn exited(&mut self, process: ProcessKey) {
         if let Some(id) = self.inits.remove(&process) {
@@ -336,6 +345,7 @@ fn merge(known: &mut ContainerInfo, new: &ContainerInfo) {
     fill(&mut known.image_digest, &new.image_digest);
     fill(&mut known.pod, &new.pod);
     fill(&mut known.sandbox_id, &new.sandbox_id);
+    fill(&mut known.privileges, &new.privileges);
     if known.role == ContainerRole::Unknown {
         known.role = new.role;
     }

@@ -21,7 +21,7 @@ use crate::{
         process::Processes,
     },
     decode::Event,
-    record::{Body, BootNs, ContainerInfo, ProcessKey, Start},
+    record::{Body, BootNs, ContainerInfo, ProcessKey, Record, Start},
 };
 
 /// Most cgroups whose container is kept at hand.
@@ -41,11 +41,14 @@ pub struct Context {
     /// The containers that cgroups are of, as asked for since something was learned of either: nearly every event asks.
     homes: RefCell<FxHashMap<u64, Option<String>>>,
     pub acting: Acting,
+    /// The container whose first program runs with the record that was learned last.
+    begins: Option<String>,
 }
 
 impl Context {
     /// Learns from a record, before detection sees it. `event` is the decoded form of a kernel record.
     pub fn learn(&mut self, time: BootNs, body: &Body, event: Option<&Event>) {
+        self.begins = None;
         let of_cgroups = matches!(event, Some(Event::Cgroup { .. } | Event::CgroupGone(_)));
         if of_cgroups || matches!(body, Body::Cgroup { .. } | Body::Container(_) | Body::Tick) {
             self.homes.get_mut().clear();
@@ -87,8 +90,10 @@ impl Context {
                 let has = Namespaces { mnt: header.mnt_ns, pid: header.pid_ns, shared: exec.event.shared.into() };
                 let key = ProcessKey::from_ns(header.tgid, header.start_ns);
                 self.acting.executes(key, time);
-                if let Some(count) = self.runs(header.cgroup, key, exec.event.inner_pid, &has) {
+                if let Some((id, count)) = self.runs(header.cgroup, key, exec.event.inner_pid, &has) {
                     *count += 1;
+                    self.containers.began(&id);
+                    self.begins = Some(id);
                 }
             }
             _ => {}
@@ -101,19 +106,38 @@ impl Context {
         self.containers.insert(info, path);
     }
 
-    /// A program runs in this cgroup. Returns how well its container is known, when it is the first there.
-    fn runs(&mut self, cgroup: u64, process: ProcessKey, inner_pid: u32, has: &Namespaces) -> Option<&mut u64> {
+    /// A program runs in this cgroup. Returns its container, and how well that is known, when it is the first there.
+    fn runs(
+        &mut self,
+        cgroup: u64,
+        process: ProcessKey,
+        inner_pid: u32,
+        has: &Namespaces,
+    ) -> Option<(String, &mut u64)> {
         let container = self.home(cgroup).filter(|container| container.init.is_none())?;
         let id = container.info.id.clone();
         let host = Namespaces::of_host(&self.start);
         let container = self.containers.runs(&id, process, inner_pid, has, &host)?;
-        Some(if container.info.pod.is_some() {
+        let count = if container.info.pod.is_some() {
             &mut self.first_execs.with_pod
         } else if container.is_known() {
             &mut self.first_execs.plain
         } else {
             &mut self.first_execs.unknown
-        })
+        };
+        Some((id, count))
+    }
+
+    /// The container that begins with the record that was learned last, or that began since the agent looks and of which that
+    /// record tells more. Those that were there before never begin.
+    #[must_use]
+    pub fn begun(&self, record: &Record) -> Option<&Container> {
+        let id = match (&self.begins, &record.body) {
+            (Some(id), _) => id,
+            (None, Body::Container(info)) => &info.id,
+            _ => return None,
+        };
+        self.containers.get(id).filter(|container| container.is_known() && container.began)
     }
 
     /// Whether something happened before the node's processes were looked at. Hooks come first, so what the rings hold then is

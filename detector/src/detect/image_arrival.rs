@@ -5,6 +5,8 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
+use globset::GlobMatcher;
+
 use crate::{
     alert::{Evidence, File, Origin, Severity},
     context::{Context, image::Images},
@@ -12,6 +14,7 @@ use crate::{
     detect::{
         Detector, Finding,
         stored::StoredActs,
+        supply_chain::{allows, patterns},
         technique::{MALICIOUS_PAUSE, SUPPLY_CHAIN},
     },
     escape::escape_to,
@@ -35,6 +38,8 @@ pub struct ImageArrivals {
     pending: VecDeque<Group>,
     /// Digests of images that were told of, and of their parts.
     told: VecDeque<BTreeSet<String>>,
+    /// Patterns of images that may run; empty when any may.
+    allowed: Vec<GlobMatcher>,
 }
 
 /// An image of which at least one part has come.
@@ -47,6 +52,11 @@ struct Group {
 
 impl Detector for ImageArrivals {
     fn observe(&mut self, record: &Record, event: Option<&Event>, context: &Context) -> Vec<Finding> {
+        match &record.body {
+            Body::Start(start) => self.allowed = patterns(&start.policy),
+            Body::Config(rules) => self.allowed = patterns(&rules.policy),
+            _ => {}
+        }
         if let Some(event) = event {
             self.acts.observe(record, event);
         }
@@ -121,6 +131,12 @@ impl ImageArrivals {
                 }
             ));
         }
+        // Without a name there is nothing but digests to compare, which few policies have: what runs of it is judged when it runs.
+        let candidates: BTreeSet<_> = names.union(&group.digests).cloned().collect();
+        if !self.allowed.is_empty() && !names.is_empty() && !allows(&self.allowed, &candidates) {
+            severity = Severity::Medium;
+            reasons.push("no pattern of images.allow is like its names or digests".to_owned());
+        }
         if let Some(why) = group.parts.iter().find_map(|(.., part)| part.unreadable.as_deref()) {
             severity = Severity::Medium;
             reasons.push(escape_to(why, 256));
@@ -174,7 +190,7 @@ mod tests {
     use super::*;
     use crate::{
         context::image::PAUSE,
-        record::ImageNames,
+        record::{ImageNames, Policy, Rules},
         testing::{self, Actor, DIR, FILE, SECOND, Stream},
     };
     use detector_common as wire;
@@ -264,6 +280,23 @@ mod tests {
         assert_eq!((alerts[0].technique.id, alerts[0].severity), ("malicious-pause-container", Severity::Low));
         assert_eq!(alerts[0].title, "Pause image of an unknown digest came to this node: registry.k8s.io/pause:3.9");
         assert!(alerts[0].reasons[0].contains(&known), "{:?}", alerts[0].reasons);
+    }
+
+    #[test]
+    fn an_image_that_policy_does_not_allow_is_medium_and_others_stay_low() {
+        for (allowed, severity) in [("registry.example/**", Severity::Low), ("registry.k8s.io/**", Severity::Medium)] {
+            let mut stream = Stream::new();
+            let policy = Policy { images_allow: vec![allowed.to_owned()], ..Policy::default() };
+            stream.push(Body::Config(Box::new(Rules { policy, ..Rules::default() })));
+            stream.push(part(&sha('1'), &[&sha('2')]));
+            stream.push(Body::ImageNames(Box::new(ImageNames {
+                id: sha('2'),
+                tags: vec!["registry.example/web:1".to_owned()],
+                ..ImageNames::default()
+            })));
+            let alerts = told(&mut stream);
+            assert_eq!(alerts.iter().map(|alert| alert.severity).collect::<Vec<_>>(), [severity]);
+        }
     }
 
     #[test]

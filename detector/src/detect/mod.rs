@@ -5,9 +5,12 @@ pub mod blocked;
 pub mod container_exec;
 pub mod image_arrival;
 pub mod impair;
+pub mod operator;
 pub mod pause;
 pub mod static_pod;
 mod stored;
+pub mod supply_chain;
+pub mod tamper;
 pub mod technique;
 
 use crate::{

@@ -34,6 +34,14 @@ pub static SUPPLY_CHAIN: Technique = Technique {
     microsoft: &["MS-TA9002"],
 };
 
+pub static MALICIOUS_OPERATOR: Technique = Technique {
+    id: "malicious-operator",
+    name: "Malicious Operator",
+    tactic: "Execution",
+    attack: &["T1610"],
+    microsoft: &["MS-TA9008"],
+};
+
 pub static CONTAINER_EXEC: Technique = Technique {
     id: "container-exec",
     name: "Exec into container",
@@ -43,4 +51,5 @@ pub static CONTAINER_EXEC: Technique = Technique {
 };
 
 /// All of them.
-pub static ALL: [&Technique; 5] = [&STATIC_POD, &CONTAINER_EXEC, &MALICIOUS_PAUSE, &SUPPLY_CHAIN, &DETECTOR_TAMPERING];
+pub static ALL: [&Technique; 6] =
+    [&STATIC_POD, &CONTAINER_EXEC, &MALICIOUS_PAUSE, &SUPPLY_CHAIN, &DETECTOR_TAMPERING, &MALICIOUS_OPERATOR];

@@ -217,8 +217,7 @@ fn kernel<'a>(row: &mut Row<'a>, event: &'a Event, context: &'a Context) {
         }
         Event::Signal(signal) => {
             target(row, signal.target_tgid, signal.target_start_ns);
-            row.detail =
-                json_text(&json!({ "signal": signal.signal, "code": signal.code, "result": signal.result }));
+            row.detail = json_text(&json!({ "signal": signal.signal, "code": signal.code, "result": signal.result }));
             "signal"
         }
         Event::IoUring(request) => {

@@ -48,6 +48,40 @@ pub struct ContainerInfo {
     pub expected_execs: Vec<Vec<String>>,
     /// Why there is nothing to tell but the id: no bundle was found, it could not be read or parsed.
     pub unreadable: Option<String>,
+    /// What it may do to the node beside that; `None` where no bundle tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub privileges: Option<Box<Privileges>>,
+}
+
+/// What a container may do to its node, as its OCI bundle has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Privileges {
+    /// It has no network namespace of its own. A pod's containers join their sandbox's: there this says whose it is.
+    pub host_network: bool,
+    /// The same of IPC.
+    pub host_ipc: bool,
+    /// No seccomp profile.
+    pub unconfined: bool,
+    /// It may use every device of the node.
+    pub devices: bool,
+    /// Capabilities that are as good as root on the node, beyond those that runtimes give everybody: `CAP_SYS_ADMIN`, ... Sorted.
+    pub capabilities: Vec<String>,
+    /// Sensitive places of the node that are mounted into it, at most [`MOUNTS_MAX`] of them.
+    pub mounts: Vec<HostMount>,
+}
+
+/// Most mounts of a container that a record keeps.
+pub const MOUNTS_MAX: usize = 32;
+
+/// A bind mount.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostMount {
+    /// Path on the node.
+    pub source: String,
+    /// Path in the container.
+    pub target: String,
+    pub read_only: bool,
 }
 
 /// Where facts about a container come from.
@@ -157,4 +191,21 @@ pub struct Policy {
     pub pause_digests: Vec<String>,
     /// SHA-256 of pause binaries, lower-case hex; empty when any is fine that does not differ from the image's own.
     pub pause_binaries: Vec<String>,
+    /// Patterns of images that may run: references or digests; empty when any may.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub images_allow: Vec<String>,
+    /// Workloads that are known to need the node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub privileged_workloads: Vec<Workload>,
+}
+
+/// Most patterns of images, and most workloads, that are looked at.
+pub const PATTERNS_MAX: usize = 256;
+
+/// Containers of this namespace and of images like this.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Workload {
+    pub namespace: String,
+    /// A pattern of the image's reference, as the pod names it.
+    pub image: String,
 }

@@ -286,7 +286,7 @@ impl ContainerExec {
 }
 
 /// Whether `process` is, or descends from, `init`.
-fn descends(process: ProcessKey, init: ProcessKey, context: &Context) -> bool {
+pub(crate) fn descends(process: ProcessKey, init: ProcessKey, context: &Context) -> bool {
     process == init || context.processes.lineage(process).any(|(key, _)| key == init)
 }
 
@@ -369,7 +369,7 @@ fn names(kinds: &[Namespace]) -> String {
 }
 
 /// `container app of pod shop/web`, or as much of it as is known.
-fn place(container: &Container) -> String {
+pub(crate) fn place(container: &Container) -> String {
     match &container.info.pod {
         Some(pod) => {
             format!("{} of pod {}/{}", shown(container), escape_to(&pod.namespace, NAME), escape_to(&pod.name, NAME))

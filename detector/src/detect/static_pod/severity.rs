@@ -5,6 +5,7 @@ use crate::{
     escape::escape_to,
     manifest::{Manifest, Parsed},
     record::{ChangeKind, ManifestChange},
+    risky::{dangerous, sensitive},
 };
 
 /// A verdict with its reasons in words, most important first.
@@ -12,26 +13,6 @@ pub struct Judged {
     pub severity: Severity,
     pub reasons: Vec<String>,
 }
-
-/// Capabilities that are as good as root on the node.
-const DANGEROUS: [&str; 12] = [
-    "ALL",
-    "SYS_ADMIN",
-    "SYS_MODULE",
-    "SYS_PTRACE",
-    "SYS_RAWIO",
-    "SYS_BOOT",
-    "DAC_READ_SEARCH",
-    "DAC_OVERRIDE",
-    "NET_ADMIN",
-    "NET_RAW",
-    "BPF",
-    "PERFMON",
-];
-
-/// Host paths that give the node away, with everything below them; `/` itself counts too.
-const SENSITIVE: [&str; 9] =
-    ["/etc", "/root", "/proc", "/sys", "/dev", "/run", "/var/run", "/var/lib/kubelet", "/var/lib/etcd"];
 
 /// Judges a change by what the manifest asks for and who made it. `origin` is `None` when nobody was seen.
 pub fn judge(change: &ManifestChange, parsed: Option<&Parsed>, origin: Option<Origin>) -> Judged {
@@ -125,48 +106,5 @@ fn asks(pod: &Manifest, reasons: &mut Vec<String>) {
     let capabilities: Vec<_> = pod.capabilities.iter().filter(|name| dangerous(name)).cloned().collect();
     if !capabilities.is_empty() {
         reasons.push(format!("capabilities: {}", list(&capabilities)));
-    }
-}
-
-fn dangerous(capability: &str) -> bool {
-    let name = capability.to_ascii_uppercase();
-    DANGEROUS.contains(&name.strip_prefix("CAP_").unwrap_or(&name))
-}
-
-/// A path that is `/`, lies in a sensitive place, or holds one. Dots are not resolved by kubelet either: `..` is refused there,
-/// so it counts as sensitive here.
-fn sensitive(path: &str) -> bool {
-    let parts: Vec<_> = path.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
-    let path = format!("/{}", parts.join("/"));
-    path == "/"
-        || parts.contains(&"..")
-        || path.ends_with(".sock")
-        || SENSITIVE.iter().any(|place| {
-            path == *place || path.starts_with(&format!("{place}/")) || place.starts_with(&format!("{path}/"))
-        })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sensitive_paths_hold_or_lie_in_the_nodes_own_places() {
-        for path in
-            ["/", "", "//", "/etc", "/etc/kubernetes", "//etc/./ssl", "/var", "/var/lib", "/srv/../etc", "/srv/x.sock"]
-        {
-            assert!(sensitive(path), "{path}");
-        }
-        for path in ["/srv/data", "/etcetera", "/home/web", "/var/log/app", "/rooted"] {
-            assert!(!sensitive(path), "{path}");
-        }
-    }
-
-    #[test]
-    fn capabilities_in_any_spelling() {
-        for name in ["SYS_ADMIN", "CAP_SYS_ADMIN", "sys_admin", "all"] {
-            assert!(dangerous(name), "{name}");
-        }
-        assert!(!dangerous("NET_BIND_SERVICE"));
     }
 }

@@ -7,7 +7,10 @@ use serde::{
     de::{IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 
-use crate::record::{ContainerInfo, ContainerRole, InfoFrom, PodRef, bounded};
+use crate::{
+    record::{ContainerInfo, ContainerRole, HostMount, InfoFrom, MOUNTS_MAX, PodRef, Privileges, bounded},
+    risky,
+};
 
 /// The part of `config.json` that matters here. Unknown fields are skipped without being kept.
 #[derive(Debug, Deserialize)]
@@ -21,15 +24,64 @@ pub struct Config {
     linux: Linux,
     #[serde(default)]
     process: Process,
+    /// Bind mounts of sensitive places.
+    #[serde(default, deserialize_with = "sensitive_mounts")]
+    mounts: Vec<HostMount>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 struct Linux {
     #[serde(default, rename = "cgroupsPath")]
     cgroups_path: String,
+    #[serde(default, deserialize_with = "namespaces")]
+    namespaces: Namespaces,
+    #[serde(default)]
+    seccomp: Option<IgnoredAny>,
+    #[serde(default)]
+    resources: Resources,
+}
+
+#[derive(Debug, Default)]
+struct Namespaces {
     /// The first of them that is a pid namespace.
-    #[serde(default, rename = "namespaces", deserialize_with = "pid_namespace")]
-    pid_namespace: Option<NamespaceConfig>,
+    pid: Option<NamespaceConfig>,
+    net: bool,
+    ipc: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Resources {
+    /// Every device may be used.
+    #[serde(default, deserialize_with = "all_devices")]
+    devices: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Device {
+    #[serde(default)]
+    allow: bool,
+    #[serde(default, rename = "type")]
+    kind: Option<String>,
+    #[serde(default)]
+    major: Option<i64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Mount {
+    #[serde(default)]
+    destination: String,
+    #[serde(default)]
+    source: String,
+    #[serde(default, rename = "type")]
+    kind: String,
+    #[serde(default, deserialize_with = "is_read_only")]
+    options: Options,
+}
+
+#[derive(Debug, Default)]
+struct Options {
+    bind: bool,
+    read_only: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -48,24 +100,79 @@ struct Process {
 
 #[derive(Debug, Default, Deserialize)]
 struct Capabilities {
-    /// CAP_SYS_ADMIN is among them.
-    #[serde(default, rename = "bounding", deserialize_with = "has_admin")]
-    admin: bool,
+    #[serde(default, deserialize_with = "dangerous")]
+    bounding: Vec<String>,
 }
 
-fn pid_namespace<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<NamespaceConfig>, D::Error> {
-    let mut found = None;
-    each(deserializer, |namespace: NamespaceConfig| {
-        if found.is_none() && namespace.kind == "pid" {
-            found = Some(namespace);
-        }
+/// Those of the capabilities that runtimes give every container that are dangerous in a pod's specification.
+const USUAL: [&str; 2] = ["CAP_DAC_OVERRIDE", "CAP_NET_RAW"];
+/// Files that a runtime makes for each container, by where it mounts them.
+const MADE: [(&str, &str); 5] = [
+    ("/dev/shm", "shm"),
+    ("/etc/hostname", "hostname"),
+    ("/etc/resolv.conf", "resolv.conf"),
+    ("/etc/hosts", "hosts"),
+    ("/etc/hosts", "etc-hosts"),
+];
+
+fn namespaces<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Namespaces, D::Error> {
+    let mut found = Namespaces::default();
+    each(deserializer, |namespace: NamespaceConfig| match namespace.kind.as_str() {
+        "pid" if found.pid.is_none() => found.pid = Some(namespace),
+        "network" => found.net = true,
+        "ipc" => found.ipc = true,
+        _ => {}
     })?;
     Ok(found)
 }
 
-fn has_admin<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+fn dangerous<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let mut found = Vec::new();
+    each(deserializer, |name: String| {
+        if name.len() < 32 && !USUAL.contains(&name.as_str()) && risky::dangerous(&name) && !found.contains(&name) {
+            found.push(name);
+        }
+    })?;
+    found.sort_unstable();
+    found.truncate(MOUNTS_MAX);
+    Ok(found)
+}
+
+fn all_devices<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
     let mut found = false;
-    each(deserializer, |name: String| found |= name == "CAP_SYS_ADMIN")?;
+    each(deserializer, |device: Device| {
+        let any =
+            device.major.is_none_or(|major| major < 0) && device.kind.is_none_or(|kind| kind == "a" || kind.is_empty());
+        found = if any { device.allow } else { found };
+    })?;
+    Ok(found)
+}
+
+fn is_read_only<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Options, D::Error> {
+    let mut found = Options::default();
+    each(deserializer, |option: String| match option.as_str() {
+        "bind" | "rbind" => found.bind = true,
+        "ro" | "rro" => found.read_only = true,
+        _ => {}
+    })?;
+    Ok(found)
+}
+
+fn sensitive_mounts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<HostMount>, D::Error> {
+    let mut found = Vec::new();
+    each(deserializer, |mount: Mount| {
+        let name = mount.source.rsplit('/').next().unwrap_or_default();
+        let is_made = MADE.contains(&(mount.destination.as_str(), name));
+        if (mount.kind == "bind" || mount.options.bind)
+            && mount.source.starts_with('/')
+            && found.len() < 4 * MOUNTS_MAX
+            && risky::sensitive(&mount.source)
+            && !is_made
+        {
+            let (source, target) = (bounded(&mount.source), bounded(&mount.destination));
+            found.push(HostMount { source, target, read_only: mount.options.read_only });
+        }
+    })?;
     Ok(found)
 }
 
@@ -156,7 +263,6 @@ impl Config {
             Some("container") => ContainerRole::Member,
             _ => ContainerRole::Plain,
         };
-        let pid = self.linux.pid_namespace.as_ref();
         let pod = match (
             first(&[
                 "io.kubernetes.cri.sandbox-namespace",
@@ -172,6 +278,14 @@ impl Config {
             // A sandbox of containerd before 1.7 names its pod by the directory of its logs alone.
             _ => get("io.kubernetes.cri.sandbox-log-directory").and_then(|logs| pod_of_logs(&logs)),
         };
+        let pid = self.linux.namespaces.pid.as_ref();
+        // What kubelet keeps of a pod for its containers: volumes, /etc/hosts, the termination log. Where the pod is not known, that of
+        // any pod.
+        let uid = pod.as_ref().map(|pod| pod.uid.as_str()).unwrap_or_default();
+        let own = if uid.is_empty() { "/pods/".to_owned() } else { format!("/pods/{uid}/") };
+        let is_own = |source: &str| source.contains(&own) && !source.contains("/../");
+        let mounts = self.mounts.iter().filter(|mount| !is_own(&mount.source)).take(MOUNTS_MAX).cloned().collect();
+        let capabilities = self.process.capabilities.bounding.clone();
         let sandbox = first(&["io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID"]);
         ContainerInfo {
             id: id.to_owned(),
@@ -190,10 +304,18 @@ impl Config {
             sandbox_id: sandbox.or_else(|| (role == ContainerRole::Sandbox).then(|| id.to_owned())),
             labels: BTreeMap::new(),
             host_pid: pid.is_none(),
-            privileged: self.process.capabilities.admin,
+            privileged: capabilities.iter().any(|name| name == "CAP_SYS_ADMIN"),
             joins_pid_of: pid.and_then(|pid| pid.path.strip_prefix("/proc/")?.split('/').next()?.parse().ok()),
             expected_execs: Vec::new(),
             unreadable: None,
+            privileges: Some(Box::new(Privileges {
+                host_network: !self.linux.namespaces.net,
+                host_ipc: !self.linux.namespaces.ipc,
+                unconfined: self.linux.seccomp.is_none(),
+                devices: self.linux.resources.devices,
+                capabilities,
+                mounts,
+            })),
         }
     }
 }
@@ -232,6 +354,19 @@ mod tests {
         assert_eq!((found.privileged, found.host_pid, found.joins_pid_of), (true, false, Some(7)));
         let none = info(&text("CAP_SYS_TIME", r#"{"type":"mount"}"#));
         assert_eq!((none.privileged, none.host_pid, none.joins_pid_of), (false, true, None));
+        let made = r#"{"destination":"/dev/shm","type":"bind","source":"/run/containerd/x/shm"},{"destination":"/etc/hosts","type":"bind","source":"/var/lib/kubelet/pods/u1/etc-hosts"},{"destination":"/proc","type":"proc","source":"proc"}"#;
+        let pods = r#"{"destination":"/token","type":"bind","source":"/var/lib/kubelet/pods/u1/volumes/t","options":["ro"]},{"destination":"/other","type":"bind","source":"/var/lib/kubelet/pods/u2/volumes/t","options":["rbind"]}"#;
+        let host = r#"{"destination":"/host","type":"bind","source":"/","options":["rbind","ro"]},{"destination":"/data","type":"bind","source":"/srv/data"},{"destination":"/s","source":"/run/x.sock","options":["bind"]}"#;
+        let text = format!(
+            r#"{{"ociVersion":"1","annotations":{{"io.kubernetes.cri.sandbox-namespace":"n","io.kubernetes.cri.sandbox-name":"p","io.kubernetes.cri.sandbox-uid":"u1"}},"process":{{"capabilities":{{"bounding":["CAP_NET_RAW","CAP_SYS_PTRACE","CAP_CHOWN","CAP_BPF"]}}}},"mounts":[{made},{pods},{host}],"linux":{{"seccomp":{{"x":1}},"namespaces":[{{"type":"ipc"}}],"resources":{{"devices":[{{"allow":false,"access":"rwm"}},{{"allow":true,"type":"c","major":1}}]}}}}}}"#
+        );
+        let may = info(&text).privileges.unwrap();
+        assert_eq!((may.host_network, may.host_ipc, may.unconfined, may.devices), (true, false, false, false));
+        assert_eq!(may.capabilities, ["CAP_BPF", "CAP_SYS_PTRACE"]);
+        let mounts: Vec<_> = may.mounts.iter().map(|mount| (mount.source.as_str(), mount.read_only)).collect();
+        assert_eq!(mounts, [("/var/lib/kubelet/pods/u2/volumes/t", false), ("/", true), ("/run/x.sock", false)]);
+        let all = text.replace(r#"{"allow":true,"type":"c","major":1}"#, r#"{"allow":true,"access":"rwm"}"#);
+        assert!(info(&all).privileges.unwrap().devices);
         let error = Config::parse(br#"{"ociVersion":"1","linux":{"namespaces":{}}}"#).unwrap_err();
         assert!(error.to_string().contains("expected a list"), "{error}");
     }
