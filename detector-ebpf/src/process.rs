@@ -35,9 +35,14 @@ fn exec(task: Typed, bprm: Ptr) -> Option<()> {
     let path = unsafe { path::Length::new(&raw mut (*record).path_len) };
     let mut flags = path::write::<16>(file, scratch, BODY, path);
     let sb = inode.follow(offset!(inode_sb));
-    flags |= provenance(inode, sb);
+    // Through map memory, so that the verifier does not follow what comes behind for each of them.
+    // SAFETY: the slot is longer than the body.
+    let seen = unsafe { &raw mut (*record).flags };
+    // SAFETY: as above.
+    unsafe { core::ptr::write_volatile(seen, provenance(inode, sb)) };
     if path::memory(file, scratch, BODY, path) {
-        flags |= EXE_MEMFD;
+        // SAFETY: as above.
+        unsafe { core::ptr::write_volatile(seen, core::ptr::read_volatile(seen) | EXE_MEMFD) };
     }
     let path_len = path.get();
     let argv_len = argv(task.address(), scratch.cast(), BODY + path_len, &mut flags);
@@ -52,13 +57,18 @@ fn exec(task: Typed, bprm: Ptr) -> Option<()> {
         (*record).dev = sb.read(offset!(sb_dev));
         (*record).parent_tgid = parent.field(offset!(task_tgid));
         (*record).parent_start_ns = parent.field(offset!(task_start));
-        (*record).flags = flags;
+        core::ptr::write_volatile(seen, core::ptr::read_volatile(seen) | flags);
         (*record).argv_len = argv_len as u16;
         (*record).tty = tty.read(offset!(tty_name));
         (*record).inner_pid = kernel::inner_pid(task.address());
         namespaces::shared(task, task.to(offset!(task_nsproxy)), &raw mut (*record).shared);
     }
-    let ring = if enters(task, parent) || watched::sandbox() != 0 { Ring::ContextNow } else { Ring::Context };
+    // A container's own program may be one of these, and then it is an alert.
+    const ALIEN: u32 = EXE_DELETED | EXE_UPPER | EXE_TMPFS | EXE_MEMFD;
+    // SAFETY: as above.
+    let alien = unsafe { core::ptr::read_volatile(seen) } & ALIEN != 0;
+    let now = alien || enters(task, parent) || watched::sandbox() != 0;
+    let ring = if now { Ring::ContextNow } else { Ring::Context };
     emit::scratched(ring, hook::EXEC, scratch, BODY + path_len + argv_len);
     Some(())
 }

@@ -78,6 +78,10 @@ impl Agent {
         }
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Waits for an alert that `is_it`.
     pub fn alert(&mut self, since: Instant, is_it: impl Fn(&Value) -> bool) -> Option<Seen> {
         let deadline = Instant::now() + PATIENCE;

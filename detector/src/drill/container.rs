@@ -18,6 +18,7 @@ use nix::{
     sched::{CloneFlags, setns, unshare},
 };
 
+use super::dropped;
 use crate::source::{self, proc};
 
 /// From the making of the cgroup to the start of what runs in it.
@@ -32,7 +33,8 @@ pub enum Step {
     Enter(Enter),
     /// Execute something that does nothing, then wait until standard input ends
     Wait,
-    /// Do nothing, as a pause does, but what lines on standard input say: `open`, `socket`, `process`
+    /// Do nothing, as a pause does, but what lines on standard input say: `open`, `socket`, `process`, and where a file is put to be
+    /// executed: `memory`, `nowhere`, `tmpfs`, `upper`, `lower`
     Pause,
     /// Do nothing
     Nothing,
@@ -134,7 +136,7 @@ fn pause() -> anyhow::Result<()> {
             // There is nobody to answer in a network namespace of its own.
             "socket" => drop(std::net::TcpStream::connect(("127.0.0.1", 9))),
             "process" => drop(this("nothing").stdin(Stdio::null()).status().context("making a process")?),
-            other => bail!("a pause cannot {other}"),
+            place => dropped::execute(place)?,
         }
     }
     Ok(())
@@ -163,6 +165,9 @@ fn enter(how: &Enter) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// An annotation of containers whose first process does what it is told.
+pub const OBEYS: &str = "detector/obeys";
+
 /// A running container. Taken down when dropped.
 pub struct Container {
     pub id: String,
@@ -177,11 +182,19 @@ pub struct Container {
 
 impl Container {
     /// Makes a container that its bundle describes by these annotations; its steps are performed by `program`, an agent's.
-    /// [`Self::misbehave`] works on what they call a sandbox.
+    /// [`Self::misbehave`] works on what they call a sandbox, and where they have [`OBEYS`].
     ///
     /// # Errors
     /// When there is no v2 hierarchy, or the kernel refuses a part of it.
     pub fn start(program: &Path, annotations: &serde_json::Value) -> anyhow::Result<Self> {
+        Self::with(program, annotations, &serde_json::json!({}))
+    }
+
+    /// The same, whose bundle says `more`: keys of an OCI configuration, none of which is done.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn with(program: &Path, annotations: &serde_json::Value, more: &serde_json::Value) -> anyhow::Result<Self> {
         let root = proc::cgroup2_root().context(
             "no cgroup v2 hierarchy is mounted: containers cannot be told apart here. Mount it: mount -t cgroup2 none DIR",
         )?;
@@ -191,7 +204,7 @@ impl Container {
         let cgroup = root.join(&below).join(&id);
         let bundle = std::env::temp_dir().join(&below).join(&id);
         fs::create_dir_all(&bundle).with_context(|| format!("making {}", bundle.display()))?;
-        let config = serde_json::json!({
+        let mut config = serde_json::json!({
             "ociVersion": "1.0.2",
             "annotations": annotations,
             "linux": {
@@ -199,10 +212,13 @@ impl Container {
                 "namespaces": [{"type": "mount"}, {"type": "pid"}, {"type": "network"}, {"type": "uts"}, {"type": "ipc"}],
             },
         });
+        for (key, value) in more.as_object().into_iter().flatten() {
+            config[key] = value.clone();
+        }
         fs::write(bundle.join("config.json"), config.to_string())?;
         let mut make = other(program, "make");
         make.arg("--bundle").arg(&bundle).arg("--cgroup").arg(&cgroup).arg(&id);
-        if annotations["io.kubernetes.cri.container-type"] == "sandbox" {
+        if annotations["io.kubernetes.cri.container-type"] == "sandbox" || annotations.get(OBEYS).is_some() {
             make.arg("--pause");
         }
         let mut maker = make.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("making a container")?;
@@ -213,7 +229,7 @@ impl Container {
         Ok(made)
     }
 
-    /// Lets the container's pause do what none does: `open` a file for writing, make a `socket` or a `process`.
+    /// Lets the container's first process do what a pause does not ([`Step::Pause`]).
     ///
     /// # Errors
     /// When the pause is gone.

@@ -3,8 +3,11 @@
 mod agent;
 pub mod container;
 mod container_exec;
+mod dropped;
 mod malicious_pause;
 mod static_pod;
+mod supply_chain;
+pub mod tampering;
 
 use std::{process::ExitCode, time::Duration};
 
@@ -25,6 +28,10 @@ pub enum Technique {
     ContainerExec,
     /// Make pods' sandboxes of namespaces and a cgroup, whose pauses open a file, make a socket, make a process
     MaliciousPauseContainer,
+    /// Make a container of namespaces and a cgroup, whose process executes this program from memory, a tmpfs and an overlay
+    SupplyChainCompromise,
+    /// Open one of the agent's BPF maps, and stop the agent for a moment
+    DetectorTampering,
 }
 
 /// Performs the technique beside an agent of its own, and says what came of it on standard output.
@@ -36,6 +43,8 @@ pub fn drill(technique: Technique, source: &Source) -> anyhow::Result<ExitCode> 
         Technique::StaticPod => static_pod::drill(source),
         Technique::ContainerExec => container_exec::drill(source),
         Technique::MaliciousPauseContainer => malicious_pause::drill(source),
+        Technique::SupplyChainCompromise => supply_chain::drill(source),
+        Technique::DetectorTampering => tampering::drill(source),
     }
 }
 

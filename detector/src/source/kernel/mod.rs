@@ -8,6 +8,8 @@ pub mod hooks;
 mod ours;
 mod skipped;
 
+pub use ours::objects;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     os::fd::{AsRawFd as _, RawFd},
@@ -209,7 +211,8 @@ impl Kernel {
 
     /// Reports what others do with the maps, programs and links that there are now.
     fn guard(&mut self) -> Result<(), KernelError> {
-        for key in ours::objects() {
+        for (object, id) in objects("self") {
+            let key = u64::from(object) << 32 | u64::from(id);
             self.ours.insert(key, 1, 0).map_err(|source| map_error("OURS", source))?;
         }
         Ok(())
