@@ -26,6 +26,8 @@ pub mod watch {
     /// A directory that images arrive in, or a configuration file that names the pause image and its directory: acts are
     /// reported, and never refused.
     pub const STORE: u32 = 1 << 5;
+    /// The agent's own: its configuration, and the directories of that, of its traces and of its spool. Never refused.
+    pub const OWN: u32 = 1 << 10;
     /// No inode's: the acting task lives in a pod's sandbox.
     pub const SANDBOX: u32 = 1 << 6;
 }

@@ -46,7 +46,7 @@ pub unsafe fn file(file: Ptr, seen: *mut u32) -> Option<Match> {
     let inode = file.follow(offset!(file_inode));
     let key = WatchKey::new(inode.follow(offset!(inode_sb)).read(offset!(sb_dev)), inode.read(offset!(inode_ino)));
     // SAFETY: as above.
-    unsafe { core::ptr::write_volatile(seen, flags(&key).unwrap_or(0) & (watch::FILE | watch::STORE)) };
+    unsafe { core::ptr::write_volatile(seen, flags(&key).unwrap_or(0) & (watch::FILE | watch::STORE | watch::OWN)) };
     add(sandbox());
     /// `S_IFMT` and `S_IFBLK` of `inode->i_mode`.
     const TYPE: u16 = 0o170_000;
@@ -57,7 +57,8 @@ pub unsafe fn file(file: Ptr, seen: *mut u32) -> Option<Match> {
     let mut dentry = file.follow(offset!(file_dentry)).follow(offset!(dentry_parent));
     let parent_ino: u64 = dentry.follow(offset!(dentry_inode)).read(offset!(inode_ino));
     // Dentries of one tree share a super block.
-    add(flags(&WatchKey::new(key.dev, parent_ino)).unwrap_or(0) & (watch::DIR | watch::SUBTREE | watch::STORE));
+    add(flags(&WatchKey::new(key.dev, parent_ino)).unwrap_or(0)
+        & (watch::DIR | watch::SUBTREE | watch::STORE | watch::OWN));
     let depth = setting(setting::DEPTH);
     for level in 1..MAX_DEPTH {
         if level >= depth {

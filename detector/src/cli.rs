@@ -17,7 +17,7 @@ use crate::{
         file,
         watch::Watch,
     },
-    confine, doctor, drill, explain,
+    confine, doctor, drill, explain, matrix,
     record::Policy,
     recorder::{Recorder, Target},
     replay, run,
@@ -51,6 +51,9 @@ enum Command {
     /// Say what works on this host, what does not, and what that means for coverage
     #[command(after_help = help::DOCTOR)]
     Doctor(Source),
+    /// Say which techniques of the Kubernetes Threat Matrix are seen on this host, by what, and why not
+    #[command(after_help = help::MATRIX)]
+    Matrix(matrix::Options),
     /// Perform a technique harmlessly, and say whether the alert came and how fast
     #[command(after_help = help::DRILL)]
     Drill(Drill),
@@ -269,6 +272,7 @@ pub fn main(started: Instant) -> ExitCode {
         Command::Record(record) => record_to(record, started),
         Command::Replay(replay) => play(replay),
         Command::Doctor(source) => doctor::doctor(&source.options()),
+        Command::Matrix(options) => matrix::matrix(&options),
         Command::Drill(drill) => drill::drill(drill.technique, &drill.source),
         Command::Config(command) => config_command::config(&command),
         Command::Trace(trace) => command::trace(&trace),

@@ -202,7 +202,7 @@ fn containers(report: &mut String, options: &Options, notes: &mut Vec<String>) -
     Ok(())
 }
 
-fn watched(options: &Options) -> Watched {
+pub(crate) fn watched(options: &Options) -> Watched {
     let batch = View::new(options.discovery.clone()).start(proc::now());
     batch
         .bodies

@@ -20,6 +20,7 @@ pub mod export;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod manifest;
+pub mod matrix;
 mod memory;
 mod nearest;
 mod opener;

@@ -122,6 +122,9 @@ pub struct Start {
     pub hooks: Vec<HookState>,
     #[serde(default)]
     pub policy: Policy,
+    /// The agent itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own: Option<Box<Own>>,
 }
 
 /// One hook, and whether it works here.

@@ -26,7 +26,7 @@ use crate::{
     escape::escape,
     opener::Opener,
     pipeline::Pipeline,
-    record::{Body, DirState, Record, Watched},
+    record::{Body, DirState, OwnRole, Record, Watched},
     recorder::{Recorded, Recorder},
     sink::{self, Sinks, StartError},
     source::live::{Identity, Live},
@@ -93,7 +93,9 @@ pub fn run(setup: Setup, started: Instant) -> anyhow::Result<()> {
         let opener = Opener::start(|config: Box<Config>| cli::sinks(&config))?;
         let mut ends = Ends { pipeline, triage, standing, sinks, opener, recorder, explain };
         let mut stats = Stats::default();
-        let mut live = Live::start(&config.options(), &mut records)?;
+        let mut options = config.options();
+        options.own.extend(watch.as_ref().map(|watch| (OwnRole::Configuration, watch.path().to_owned())));
+        let mut live = Live::start(&options, &mut records)?;
         // Parsing the kernel's types took many times what the agent needs from now on.
         crate::memory::give_back();
         stats.attach_ms = started.elapsed().as_secs_f64() * 1e3;

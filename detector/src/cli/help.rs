@@ -73,11 +73,23 @@ Examples:
 Takes the options of `detector run`: it looks at what that would watch.
 Exit status: 0 when changes of manifests are detected and attributed, 1 when not.";
 
+pub const MATRIX: &str = "\
+Examples:
+  sudo detector matrix
+  sudo detector matrix --format html > matrix.html
+  detector matrix --trace /var/lib/detector/*.trace --format json
+
+With --trace it says what the recorded node covered, and what was found there.
+Exit status: 0 fine, 1 when a trace is damaged or cannot be read, 2 for wrong
+usage.";
+
 pub const DRILL: &str = "\
 Examples:
   detector drill static-pod --manifest-dir /tmp/manifests
   detector drill container-exec
   detector drill malicious-pause-container
+  detector drill supply-chain-compromise
+  detector drill detector-tampering
 
 Needs root. Whatever it makes it takes away. It runs an agent of its own; one
 that runs already sees the same acts, and tells its sinks.
@@ -178,7 +190,7 @@ mod tests {
             }
         }
         // What stands in the examples is a command line, up to what is said of it, redirections and pipes.
-        let texts = [DETECTOR, RUN, RECORD, REPLAY, DOCTOR, DRILL, EXPLAIN, CONFIG, TRACE, COMPLETIONS];
+        let texts = [DETECTOR, RUN, RECORD, REPLAY, DOCTOR, MATRIX, DRILL, EXPLAIN, CONFIG, TRACE, COMPLETIONS];
         let joined = texts.join("\n").replace("\\\n", " ");
         let lines = joined.lines().filter_map(|line| {
             let line = line.trim().trim_start_matches("sudo ").trim_start_matches("source <(");

@@ -20,7 +20,7 @@ pub use checks::{Digest, Expiry, Expression, HookName, Output, Pattern, Sha256, 
 
 use crate::{
     cli::Hooks,
-    record::{self, PATTERNS_MAX, Policy, Rules},
+    record::{self, OwnRole, PATTERNS_MAX, Policy, Rules},
     recorder::segments::Limits,
     sink::spec::Kind,
     source::{
@@ -398,6 +398,10 @@ impl Config {
             deny: self.deny.static_pod.then(|| self.deny.trust.iter().map(Trusted::program).collect()),
             rules: self.rules(),
             cri: self.cri.ask.then(|| self.cri.sockets.clone()),
+            own: [(OwnRole::Traces, &self.record.dir), (OwnRole::Spool, &self.spool)]
+                .into_iter()
+                .filter_map(|(role, dir)| Some((role, dir.clone()?)))
+                .collect(),
         }
     }
 

@@ -6,7 +6,7 @@
 
 use std::{
     io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     thread,
     time::Duration,
@@ -31,6 +31,7 @@ pub type Flags = Box<dyn Fn(&mut Config) + Send>;
 pub struct Watch {
     changes: UnboundedReceiver<Result<Config, Problem>>,
     ask: Sender<()>,
+    path: PathBuf,
 }
 
 impl Watch {
@@ -45,13 +46,20 @@ impl Watch {
     pub(super) fn every(every: Duration, path: PathBuf, text: String, flags: Flags) -> io::Result<Self> {
         let (ask, asked) = channel();
         let (send, changes) = unbounded_channel();
+        let watched = path.clone();
         let eye = Eye { path, flags, seen: Ok(text) };
         let files = Files::default().reading(&eye.path);
         thread::Builder::new().name("config".to_owned()).spawn(move || {
             confine::thread(&files);
             eye.run(every, &asked, &send);
         })?;
-        Ok(Self { changes, ask })
+        Ok(Self { changes, ask, path: watched })
+    }
+
+    /// The file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Somebody wants it read now, changed or not.

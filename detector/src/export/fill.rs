@@ -363,6 +363,7 @@ fn watched(flags: u32) -> Vec<&'static str> {
         (watch::SUBTREE, "subtree"),
         (watch::BLOCK, "block"),
         (watch::STORE, "store"),
+        (watch::OWN, "own"),
         (watch::SANDBOX, "sandbox"),
     ];
     names.into_iter().filter(|(flag, _)| flags & flag != 0).map(|(_, name)| name).collect()

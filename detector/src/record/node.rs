@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{BootNs, ProcessKey, form};
+use super::{BootNs, InodeKey, ProcessKey, form};
 
 /// Longest name, image reference, label key or value that a record keeps, in bytes.
 pub const TEXT_MAX: usize = 1024;
@@ -116,6 +116,34 @@ pub struct PodRef {
     pub namespace: String,
     pub name: String,
     pub uid: String,
+}
+
+/// The agent's process, and the files that it relies on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Own {
+    pub pid: u32,
+    pub files: Vec<OwnFile>,
+}
+
+/// A file of the agent's, or a directory of such.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnFile {
+    pub role: OwnRole,
+    pub path: String,
+    /// The directory that holds it.
+    pub dir: InodeKey,
+    /// The file, when there is one.
+    pub file: Option<InodeKey>,
+    /// Its name there; `None` when every file of the directory is the agent's.
+    pub name: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OwnRole {
+    Configuration,
+    Traces,
+    Spool,
 }
 
 /// An image's manifest or index that came into a store of this node.

@@ -10,7 +10,7 @@ mod finding;
 mod story;
 #[cfg(test)]
 mod tests;
-mod text;
+pub(crate) mod text;
 mod time;
 mod timeline;
 
@@ -40,7 +40,7 @@ const BYTES_MAX: usize = 16 << 20;
 /// So many findings or fewer are all open from the beginning.
 const OPEN_MAX: usize = 3;
 
-const STYLE: &str = include_str!("page.css");
+pub(crate) const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
 
 /// Collects what the page shows, in bounded memory however long the trace is.
@@ -121,7 +121,7 @@ impl Report {
 }
 
 /// The page's own style and script are known by their hashes; nothing else is allowed.
-fn policy() -> String {
+pub(crate) fn policy() -> String {
     let hash = |text: &str| BASE64_STANDARD.encode(Sha256::digest(text));
     format!(
         "default-src 'none'; style-src 'sha256-{}'; script-src 'sha256-{}'; base-uri 'none'; form-action 'none'",

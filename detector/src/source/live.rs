@@ -12,7 +12,7 @@ use detector_common::{hook, kind, syscall, watch};
 use crate::{
     context::image::{PAUSE, is_sha256},
     decode::{self, Event},
-    record::{Body, BootNs, ContainerInfo, ContainerRole, InodeKey, ProcessKey, Record, Rules, Start},
+    record::{Body, BootNs, ContainerInfo, ContainerRole, InodeKey, Own, OwnRole, ProcessKey, Record, Rules, Start},
     source::{
         acting::{self, Acting},
         bundle::Bundles,
@@ -20,7 +20,7 @@ use crate::{
         kernel::{self, Kernel, KernelError, Raw},
         kubelet::Discovery,
         manifest::{Batch, Trigger, TriggerKind, View},
-        proc,
+        own, proc,
         runtimes::Runtimes,
         trust::{Trust, TrustError, Trusted},
     },
@@ -47,6 +47,8 @@ pub struct Options {
     pub rules: Rules,
     /// Sockets of container runtimes; empty to look for them, `None` to ask nobody.
     pub cri: Option<Vec<PathBuf>>,
+    /// The agent's own files.
+    pub own: Vec<(OwnRole, PathBuf)>,
 }
 
 /// Look-ups of containers for new cgroups, and the time that they took.
@@ -93,6 +95,7 @@ pub struct Live {
     images: Images,
     acting: Acting,
     runtimes: Option<Runtimes>,
+    own: Own,
     /// Cgroups of the sandboxes that run.
     sandboxes: BTreeSet<u64>,
     /// Mount namespace of the host.
@@ -130,6 +133,7 @@ impl Live {
             images: Images::new(images::Where::default()),
             acting: Acting::start().map_err(LiveError::Acting)?,
             runtimes: None,
+            own: own::find(&options.own),
             sandboxes: BTreeSet::new(),
             host_mnt: 0,
             seq: 0,
@@ -143,7 +147,8 @@ impl Live {
             kernel,
         };
         let policy = options.rules.policy.clone();
-        let start = Start { policy, ..proc::start(live.kernel.hooks(), options.node.clone()) };
+        let own = Some(Box::new(live.own.clone()));
+        let start = Start { policy, own, ..proc::start(live.kernel.hooks(), options.node.clone()) };
         live.host_mnt = start.host_mnt_ns;
         live.push(out, now, Body::Start(Box::new(start)));
         live.push(out, now, Body::Config(Box::new(options.rules.clone())));
@@ -316,8 +321,8 @@ impl Live {
                 set.insert(InodeKey { dev: device, ino: 0 }, watch::BLOCK);
             }
             let protected = self.trusted.iter().flat_map(Trusted::inodes).map(|inode| (inode, watch::FILE));
-            for (inode, flags) in protected.chain(self.images.watch_set().iter().map(|(inode, flags)| (*inode, *flags)))
-            {
+            let stores = self.images.watch_set().iter().map(|(inode, flags)| (*inode, *flags));
+            for (inode, flags) in protected.chain(stores).chain(own::watch_set(&self.own)) {
                 *set.entry(inode).or_insert(0) |= flags;
             }
             self.kernel.watch(&set, self.view.depth())?;
@@ -433,7 +438,7 @@ impl Live {
             let certain = matches!(event, Event::Entry(_));
             self.images.acted(certain.then_some(dir), name, now);
         }
-        watch != 0 && watch & !(watch::STORE | watch::SANDBOX) == 0
+        watch != 0 && watch & !(watch::STORE | watch::SANDBOX | watch::OWN) == 0
     }
 
     fn trigger(&mut self, event: &Event, now: BootNs) {

@@ -8,6 +8,7 @@ pub mod kernel;
 pub mod kubelet;
 pub mod live;
 pub mod manifest;
+mod own;
 pub mod proc;
 mod root;
 pub mod runtimes;

@@ -45,6 +45,7 @@ pub fn start(hooks: &[HookState], node: Option<String>) -> Start {
         host_shared: shared_namespaces(host_namespace),
         hooks: hooks.to_vec(),
         policy: Policy::default(),
+        own: None,
     }
 }
 

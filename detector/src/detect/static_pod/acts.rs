@@ -237,7 +237,7 @@ fn act(event: &Event) -> Option<(&'static str, What, String)> {
         _ => 0,
     };
     // Image stores and sandboxes are others' concern.
-    if watched != 0 && watched & !(watch::STORE | watch::SANDBOX) == 0 {
+    if watched != 0 && watched & !(watch::STORE | watch::SANDBOX | watch::OWN) == 0 {
         return None;
     }
     Some(match event {

@@ -86,6 +86,8 @@ pub struct Kernel {
     precise: bool,
     /// Acts are seen by system calls rather than by security hooks.
     syscalls: bool,
+    /// Which files lie in the upper layer of an overlay is seen.
+    upper: bool,
     /// `sys_exit`, while it is attached for old descriptors alone.
     writes: Option<BtfTracePointLinkId>,
     /// Why it cannot be: it is loaded at the start, since a confined agent loads nothing.
@@ -188,6 +190,7 @@ impl Kernel {
             hooks,
             precise,
             syscalls,
+            upper: offsets.ovl_upper != KernelOffsets::MISSING,
             writes: None,
             no_writes,
             alerting: take(&mut ebpf, "ALERTING")?.try_into().map_err(|source| map_error("ALERTING", source))?,
@@ -228,6 +231,12 @@ impl Kernel {
     #[must_use]
     pub fn is_precise(&self) -> bool {
         self.precise
+    }
+
+    /// Whether it is seen which files lie in the upper layer of an overlay.
+    #[must_use]
+    pub fn sees_upper(&self) -> bool {
+        self.upper
     }
 
     /// Descriptors that become readable when there is something to [`Self::drain`].

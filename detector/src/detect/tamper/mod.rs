@@ -1,7 +1,9 @@
 //! `detector-tampering`: what others do to the agent's process and to its programs and maps in the kernel. Losses are told by
 //! [`crate::detect::impair`], tracing by [`crate::detect::around`].
 
-use std::collections::VecDeque;
+mod files;
+
+use std::collections::{BTreeSet, VecDeque};
 
 use detector_common::{self as wire, object};
 
@@ -11,7 +13,7 @@ use crate::{
     decode::{Event, hook_name},
     detect::{Detector, Finding, technique::DETECTOR_TAMPERING},
     escape::escape_to,
-    record::{Body, BootNs, ProcessKey, Record, Start},
+    record::{Body, BootNs, Own, OwnRole, ProcessKey, Record, Start},
 };
 
 /// A process that does the same again within this time, in ns, is the same alert.
@@ -22,6 +24,8 @@ const MAX: usize = 256;
 /// Tells of them.
 #[derive(Debug, Default)]
 pub struct Tamper {
+    own: Own,
+    kubelets: BTreeSet<u32>,
     /// Hooks that see tracing are attached.
     sees_tracing: bool,
     /// Who did what, and when last.
@@ -32,11 +36,18 @@ impl Detector for Tamper {
     fn observe(&mut self, record: &Record, event: Option<&Event>, context: &Context) -> Vec<Finding> {
         if let Body::Start(start) = &record.body {
             self.sees_tracing = has(start, "ptrace") || has(start, "syscall-guard");
+            self.own = start.own.as_deref().cloned().unwrap_or_default();
+        }
+        if let Body::Watched(watched) = &record.body {
+            self.kubelets = watched.dirs.iter().filter_map(|dir| dir.kubelet_pid).collect();
         }
         let found = match event {
             Some(Event::Signal(signal)) => self.signal(record, signal, context),
             Some(Event::Bpf(bpf)) => self.bpf(record, bpf, context),
-            _ => None,
+            Some(event) => {
+                files::act(event, &self.own).and_then(|act| self.file(record, event.header(), &act, context))
+            }
+            None => None,
         };
         found.into_iter().collect()
     }
@@ -109,6 +120,34 @@ impl Tamper {
         let detail = format!("bpf command {} on {what} {}", bpf.command, bpf.id);
         let kind = 1000 + u32::from(changes);
         self.tell(record, &bpf.header, kind, Some(actor), severity, title, reason, ("bpf", detail), context)
+    }
+
+    fn file(
+        &mut self,
+        record: &Record,
+        header: &wire::Header,
+        act: &files::Act<'_>,
+        context: &Context,
+    ) -> Option<Finding> {
+        let actor = ProcessKey::from_ns(header.tgid, header.start_ns);
+        let (what, severity, reason) = match act.role {
+            // How a ConfigMap changes.
+            OwnRole::Configuration if self.kubelets.contains(&header.tgid) => {
+                ("configuration", Severity::Low, "a kubelet did it, as when a ConfigMap changes")
+            }
+            OwnRole::Configuration => {
+                ("configuration", Severity::Medium, "what is told, and what is not, stands there")
+            }
+            OwnRole::Traces => {
+                ("traces", Severity::High, "what was recorded is evidence; nobody else has to write there")
+            }
+            OwnRole::Spool => ("spool", Severity::High, "alerts wait there to be delivered"),
+        };
+        let (path, verb) = (escape_to(&act.path, 128), &act.verb);
+        let title = format!("The detector's {what}: {path} {verb} by {}", exe(actor, context));
+        let kind = 2000 + act.role as u32;
+        let detail = format!("{verb} {path}");
+        self.tell(record, header, kind, Some(actor), severity, title, reason, ("file", detail), context)
     }
 
     #[expect(clippy::too_many_arguments, reason = "the parts of one finding")]
