@@ -8,13 +8,14 @@ use std::{
     collections::{BTreeSet, VecDeque},
 };
 
+use detector_common::kind;
 use globset::GlobMatcher;
 
 use crate::{
     alert::{Evidence, Severity},
     context::{Context, container::Container},
     decode::Event,
-    detect::{Detector, Finding, container_exec::place, technique::MALICIOUS_OPERATOR},
+    detect::{Detector, Finding, container_exec::place, kinds, technique::MALICIOUS_OPERATOR},
     escape::escape_to,
     record::{Body, ContainerRole, HostMount, PATTERNS_MAX, Policy, Privileges, Record},
     risky,
@@ -46,6 +47,10 @@ pub struct Operator {
 }
 
 impl Detector for Operator {
+    fn kinds(&self) -> u64 {
+        kinds(&[kind::EXEC])
+    }
+
     fn observe(&mut self, record: &Record, _event: Option<&Event>, context: &Context) -> Vec<Finding> {
         match &record.body {
             Body::Start(start) => self.learn(&start.policy),

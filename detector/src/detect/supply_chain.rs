@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use detector_common as wire;
+use detector_common::{self as wire, kind};
 use globset::GlobMatcher;
 
 use crate::{
@@ -20,6 +20,7 @@ use crate::{
     detect::{
         Detector, Finding, base,
         container_exec::{descends, place},
+        kinds,
         technique::SUPPLY_CHAIN,
     },
     escape::escape_to,
@@ -66,6 +67,10 @@ pub struct SupplyChain {
 }
 
 impl Detector for SupplyChain {
+    fn kinds(&self) -> u64 {
+        kinds(&[kind::EXEC])
+    }
+
     fn observe(&mut self, record: &Record, event: Option<&Event>, context: &Context) -> Vec<Finding> {
         match &record.body {
             Body::Start(start) => self.learn(&start.policy),
@@ -137,7 +142,7 @@ impl SupplyChain {
             return None;
         }
         let has = Namespaces { mnt: header.mnt_ns, pid: header.pid_ns, shared: exec.event.shared.into() };
-        let container = match context.containers.of_cgroup(header.cgroup, &context.cgroups) {
+        let container = match context.home(header.cgroup) {
             Some(home) => home,
             None => context.containers.of_namespaces(&has, None)?.0,
         };

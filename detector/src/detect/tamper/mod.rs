@@ -5,13 +5,13 @@ mod files;
 
 use std::collections::{BTreeSet, VecDeque};
 
-use detector_common::{self as wire, object};
+use detector_common::{self as wire, kind, object};
 
 use crate::{
     alert::{Evidence, Origin, Severity},
     context::Context,
     decode::{Event, hook_name},
-    detect::{Detector, Finding, technique::DETECTOR_TAMPERING},
+    detect::{Detector, Finding, kinds, technique::DETECTOR_TAMPERING},
     escape::escape_to,
     record::{Body, BootNs, Own, OwnRole, ProcessKey, Record, Start},
 };
@@ -33,6 +33,10 @@ pub struct Tamper {
 }
 
 impl Detector for Tamper {
+    fn kinds(&self) -> u64 {
+        kinds(&[kind::SIGNAL, kind::BPF, kind::OPEN, kind::WRITE, kind::MAP, kind::ENTRY, kind::PATH])
+    }
+
     fn observe(&mut self, record: &Record, event: Option<&Event>, context: &Context) -> Vec<Finding> {
         if let Body::Start(start) = &record.body {
             self.sees_tracing = has(start, "ptrace") || has(start, "syscall-guard");
