@@ -20,7 +20,7 @@ use crate::{
     source::{images::executed::Executables, kernel::Raw},
 };
 
-/// How long the stream may wait for digests.
+/// How long the stream may wait for digests. Those that come later are told then.
 const PATIENCE: Duration = Duration::from_millis(50);
 /// Largest executable that is read: kubelets and k3s have about 100 MiB.
 const SIZE_MAX: u64 = 128 << 20;
@@ -36,13 +36,21 @@ const TOLD_MAX: usize = 256;
 pub struct Acting {
     ask: SyncSender<Vec<ProcessKey>>,
     answers: Receiver<Vec<ExecutedFile>>,
-    /// An answer is still to come, and nobody waits for it any more.
-    busy: bool,
+    /// Whose executables are being read, and whose are next.
+    asked: Vec<Act>,
+    next: Vec<Act>,
     told: VecDeque<(ProcessKey, Option<String>)>,
 }
 
-/// A process, and when it first acted.
-pub type Act = (ProcessKey, BootNs);
+/// A process that acted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Act {
+    pub process: ProcessKey,
+    /// When it first did.
+    pub time: BootNs,
+    /// It has executed something since: what it executes now says nothing of the act.
+    pub doubtful: bool,
+}
 
 impl Acting {
     /// Starts the thread.
@@ -62,34 +70,80 @@ impl Acting {
                 }
             }
         })?;
-        Ok(Self { ask, answers, busy: false, told: VecDeque::new() })
+        Ok(Self { ask, answers, asked: Vec::new(), next: Vec::new(), told: VecDeque::new() })
     }
 
-    /// What the processes execute now, where that is not what was told of them before. Takes at most [`PATIENCE`].
-    pub fn look(&mut self, acts: &[Act]) -> Vec<ExecutedFile> {
-        if self.busy && self.answers.try_recv().is_ok() {
-            self.busy = false;
-        }
-        let wanted: Vec<_> = acts.iter().map(|(process, _)| *process).collect();
+    /// Whether nothing is to be looked at.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.asked.is_empty() && self.next.is_empty()
+    }
+
+    /// Takes note of who acted, and waits for what they execute, [`PATIENCE`] at most.
+    pub fn look(&mut self, acts: Vec<Act>) -> Vec<ExecutedFile> {
         let mut files = Vec::new();
-        if !self.busy && self.ask.try_send(wanted).is_ok() {
-            match self.answers.recv_timeout(PATIENCE) {
-                Ok(answer) => files = answer,
-                Err(_) => self.busy = true,
+        let new = !acts.is_empty();
+        for act in acts {
+            if self.asked.iter().chain(&self.next).any(|known| known.process == act.process) {
+                continue;
+            }
+            if self.next.len() < ACTS_MAX {
+                self.next.push(act);
+            } else {
+                files.push(unread(&act, "too many others were to be read"));
             }
         }
-        let late = |process: ProcessKey| ExecutedFile {
-            process,
-            sha256: None,
-            size: 0,
-            unreadable: Some("it was not read in time".to_owned()),
-            acted: None,
-        };
-        let found = acts.iter().map(|(process, acted)| {
-            let file = files.iter().find(|file| file.process == *process).cloned().unwrap_or_else(|| late(*process));
-            ExecutedFile { acted: Some(*acted), ..file }
-        });
-        found.collect::<Vec<_>>().into_iter().filter(|file| self.is_news(file)).collect()
+        if !self.asked.is_empty()
+            && let Ok(answer) = self.answers.try_recv()
+        {
+            files.extend(self.finish(answer));
+        }
+        let processes: Vec<_> = self.next.iter().map(|act| act.process).collect();
+        if self.asked.is_empty() && !processes.is_empty() && self.ask.try_send(processes).is_ok() {
+            self.asked = std::mem::take(&mut self.next);
+            if new && let Ok(answer) = self.answers.recv_timeout(PATIENCE) {
+                files.extend(self.finish(answer));
+            }
+        }
+        files
+    }
+
+    /// Takes note of what these records say was executed.
+    pub fn doubt(&mut self, raws: &[Raw]) {
+        for raw in raws {
+            let Some(process) = executes(raw) else { continue };
+            let acts = self.asked.iter_mut().chain(&mut self.next);
+            for act in acts.filter(|act| act.process == process && raw.time_ns > act.time.0) {
+                act.doubtful = true;
+            }
+        }
+    }
+
+    /// Which of the files are worth telling, now that these records were read after them.
+    pub fn settle(&mut self, files: Vec<ExecutedFile>, raws: &[Raw]) -> Vec<ExecutedFile> {
+        let mut told = Vec::new();
+        for mut file in files {
+            let since = file.acted.unwrap_or_default();
+            if raws.iter().any(|raw| raw.time_ns > since.0 && executes(raw) == Some(file.process)) {
+                file.sha256 = None;
+                file.unreadable = Some("it executes another program since it acted".to_owned());
+            }
+            if self.is_news(&file) {
+                told.push(file);
+            }
+        }
+        told
+    }
+
+    fn finish(&mut self, answer: Vec<ExecutedFile>) -> Vec<ExecutedFile> {
+        let acts = std::mem::take(&mut self.asked);
+        let of = |act: &Act| answer.iter().find(|file| file.process == act.process).filter(|_| !act.doubtful).cloned();
+        acts.iter()
+            .map(|act| {
+                let file = of(act).unwrap_or_else(|| unread(act, "it executes another program since it acted"));
+                ExecutedFile { acted: Some(act.time), ..file }
+            })
+            .collect()
     }
 
     fn is_news(&mut self, file: &ExecutedFile) -> bool {
@@ -102,6 +156,11 @@ impl Acting {
         self.told.push_back((file.process, file.sha256.clone()));
         true
     }
+}
+
+fn unread(act: &Act, why: &str) -> ExecutedFile {
+    let (process, unreadable) = (act.process, Some(why.to_owned()));
+    ExecutedFile { process, sha256: None, size: 0, unreadable, acted: Some(act.time) }
 }
 
 /// Who acts on what is watched in these records, and when first.
@@ -119,32 +178,22 @@ pub fn acts(raws: &[Raw]) -> Vec<Act> {
             Event::Ptrace(_) => watch::FILE,
             _ => 0,
         };
-        if touched & !watch::SANDBOX == 0 || acts.len() >= ACTS_MAX {
+        if touched & !watch::SANDBOX == 0 {
             continue;
         }
         let header = event.header();
         let process = ProcessKey::from_ns(header.tgid, header.start_ns);
-        if !acts.iter().any(|(known, _)| *known == process) {
-            acts.push((process, BootNs(raw.time_ns)));
+        if !acts.iter().any(|act| act.process == process) {
+            acts.push(Act { process, time: BootNs(raw.time_ns), doubtful: false });
         }
     }
     acts
 }
 
-/// Takes back what cannot be told: in these records, read after the file was, its process has executed something since it acted.
-pub fn doubt(file: &mut ExecutedFile, raws: &[Raw]) {
-    let since = file.acted.unwrap_or_default();
-    let executed = raws.iter().any(|raw| {
-        decode::header(&raw.bytes).is_ok_and(|header| {
-            header.kind == kind::EXEC
-                && raw.time_ns > since.0
-                && ProcessKey::from_ns(header.tgid, header.start_ns) == file.process
-        })
-    });
-    if executed {
-        file.sha256 = None;
-        file.unreadable = Some("it executes another program since it acted".to_owned());
-    }
+/// The process that executes something, as this record says.
+fn executes(raw: &Raw) -> Option<ProcessKey> {
+    let header = decode::header(&raw.bytes).ok().filter(|header| header.kind == kind::EXEC)?;
+    Some(ProcessKey::from_ns(header.tgid, header.start_ns))
 }
 
 #[cfg(test)]
@@ -169,24 +218,23 @@ mod tests {
             raw(102, testing::change(actor, FILE, 1), true),
             raw(103, testing::rename(other, None, "/a", "/b"), true),
         ];
-        assert_eq!(acts(&raws), [(key(actor), BootNs(101 * SECOND))]);
+        assert_eq!(acts(&raws), [Act { process: key(actor), time: BootNs(101 * SECOND), doubtful: false }]);
         assert_eq!(acts(&[raw(101, testing::open(actor, FILE, DIR, "/m/a.yaml"), true)]).len(), 1);
     }
 
     #[test]
     fn a_digest_is_not_told_of_a_process_that_executed_something_after_its_act() {
         let (actor, shell) = (Actor::host(60, 90), Actor::host(50, 10));
-        let file = ExecutedFile {
-            process: key(actor),
-            sha256: Some("ab".repeat(32)),
-            size: 1,
-            unreadable: None,
-            acted: Some(BootNs(100 * SECOND)),
-        };
         let sha = |raws: &[Raw]| {
-            let mut file = file.clone();
-            doubt(&mut file, raws);
-            file.sha256
+            let act = Act { process: key(actor), time: BootNs(100 * SECOND), doubtful: false };
+            let file = ExecutedFile { sha256: Some("ab".repeat(32)), ..unread(&act, "") };
+            // Whether the records come before the answer or after it.
+            let mut acting = Acting::start().unwrap();
+            acting.asked.push(act);
+            acting.doubt(raws);
+            let before = acting.finish(vec![file.clone()]).remove(0).sha256;
+            assert_eq!(acting.settle(vec![file], raws).remove(0).sha256, before);
+            before
         };
         let exec = |time, who| raw(time, testing::exec(who, shell, "/bin/x", &["x"]), false);
         assert!(sha(&[exec(99, actor), exec(101, shell)]).is_some());
@@ -201,25 +249,26 @@ mod tests {
         let process = ProcessKey { pid: process.pid, start: process.start };
         let gone = ProcessKey { start: process.start + 1, ..process };
         let acted = BootNs(7);
+        let act = |process| Act { process, time: acted, doubtful: false };
         let mut acting = Acting::start().unwrap();
-        // The first reading may take longer than anybody waits.
-        let mut seen = Vec::new();
-        for _ in 0..100 {
-            seen.extend(acting.look(&[(process, acted), (gone, acted)]));
-            if seen.iter().any(|file| file.sha256.is_some()) {
-                break;
-            }
+        let mut seen = acting.look(vec![act(process), act(gone)]);
+        // The reading may take longer than anybody waits.
+        while !acting.is_idle() {
             thread::sleep(PATIENCE);
+            seen.extend(acting.look(Vec::new()));
         }
-        let again = acting.look(&[(process, acted)]);
+        let seen = acting.settle(seen, &[]);
+        let mut again = acting.look(vec![act(process)]);
+        while !acting.is_idle() {
+            thread::sleep(PATIENCE);
+            again.extend(acting.look(Vec::new()));
+        }
+        let again = acting.settle(again, &[]);
         child.kill().unwrap();
         child.wait().unwrap();
         let wanted = crate::source::sha256(&mut std::fs::File::open("/bin/sleep").unwrap(), SIZE_MAX).unwrap();
-        let told: Vec<_> = seen.iter().filter(|file| file.process == process).collect();
-        assert_eq!(told.last().unwrap().sha256.as_ref(), Some(&wanted));
-        assert!(
-            seen.iter().all(|file| file.acted == Some(acted) && (file.process == process || file.sha256.is_none()))
-        );
+        let told: Vec<_> = seen.iter().map(|file| (file.process, file.sha256.as_ref(), file.acted)).collect();
+        assert_eq!(told, [(process, Some(&wanted), Some(acted)), (gone, None, Some(acted))]);
         assert!(again.is_empty(), "{again:?}");
     }
 }

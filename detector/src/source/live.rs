@@ -286,12 +286,13 @@ impl Live {
         let mut raws = std::mem::take(&mut self.raws);
         self.kernel.drain(&mut raws);
         let acts = acting::acts(&raws);
-        if !acts.is_empty() {
-            let files = self.acting.look(&acts);
+        if !acts.is_empty() || !self.acting.is_idle() {
+            self.acting.doubt(&raws);
+            let files = self.acting.look(acts);
             // With what happened while they were looked at.
             self.kernel.drain(&mut raws);
-            for mut file in files {
-                acting::doubt(&mut file, &raws);
+            self.acting.doubt(&raws);
+            for file in self.acting.settle(files, &raws) {
                 self.push(out, proc::now(), Body::Executed(Box::new(file)));
             }
         }
