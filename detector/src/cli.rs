@@ -12,12 +12,13 @@ use serde::{Deserialize, Serialize};
 use crate::{
     alert::Severity,
     config::{
-        Config, Digest, HookName, Output, RateLimit, Sha256, Size, Span, Trusted, checks,
+        Config, Digest, HookName, Listen, Output, RateLimit, Sha256, Size, Span, Trusted, checks,
         command::{self as config_command, ConfigCommand},
         file,
         watch::Watch,
     },
     confine, doctor, drill, explain, matrix,
+    monitor::Monitor,
     record::Policy,
     recorder::{Recorder, Target},
     replay, run,
@@ -183,6 +184,9 @@ struct Run {
     /// Most alerts a minute of one technique about one pod, critical ones aside; 0 for any number [default: 60]
     #[arg(long, value_name = "NUMBER", help_heading = help::ALERTS)]
     rate_limit: Option<u32>,
+    /// Serve /metrics for Prometheus, and /healthz, /readyz and /livez for probes, at this address: 127.0.0.1:9469, [::]:9469
+    #[arg(long, value_name = "ADDR:PORT", value_parser = value::<Listen>)]
+    metrics_listen: Option<Listen>,
     /// Say on standard error which exception silenced what
     #[arg(long, help_heading = help::ALERTS)]
     explain: bool,
@@ -343,6 +347,7 @@ impl Run {
             config.rate_limit.per = RateLimit::default().per;
         }
         config.confine &= !self.no_confine;
+        one(&self.metrics_listen.map(Some), &mut config.metrics.listen);
     }
 }
 
@@ -472,10 +477,12 @@ fn start(run: Run, started: Instant) -> anyhow::Result<ExitCode> {
             "--record-size, --record-age and --record-free are bounds of a recording; name its directory with --record",
         );
     }
+    // Before anything that may take long: probes are answered from here on.
+    let monitor = Monitor::start(config.metrics.listen.map(|listen| listen.0))?;
     let target = config.record.dir.clone().map(|dir| Target::Dir(dir, config.limits()));
     let recorder = target.map(Recorder::start).transpose()?;
     let sinks = sinks(&config)?;
-    run::run(run::Setup { config, watch, sinks, recorder, explain: run.explain }, started)?;
+    run::run(run::Setup { config, watch, sinks, recorder, monitor, explain: run.explain }, started)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -489,8 +496,8 @@ fn record_to(record: Record, started: Instant) -> anyhow::Result<ExitCode> {
     let config = record.source.config();
     confine_if(!record.no_confine);
     let recorder = Some(Recorder::start(Target::File(record.output))?);
-    let sinks = Sinks::default();
-    run::run(run::Setup { config, watch: None, sinks, recorder, explain: false }, started)?;
+    let (sinks, monitor) = (Sinks::default(), Monitor::start(None)?);
+    run::run(run::Setup { config, watch: None, sinks, recorder, monitor, explain: false }, started)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -555,7 +562,7 @@ mod tests {
             "manifest_dirs: [/file]\nnode_name: file\nhooks: lsm\nwithout_hooks: [mmap]\nbtf: /file\ncri: {{sockets: [/file]}}\n\
              pause: {{digests: ['sha256:{digest}'], binaries: ['{digest}']}}\ndeny: {{static_pod: true, trust: [/file]}}\n\
              record: {{dir: /file, size: 1MiB, age: 1h, free_percent: 1}}\noutputs: [stdout:pretty]\n\
-             grouping: {{window: 1s}}\nrate_limit: {{alerts: 1, per: 1s}}\n"
+             grouping: {{window: 1s}}\nrate_limit: {{alerts: 1, per: 1s}}\nmetrics: {{listen: '127.0.0.1:1'}}\n"
         );
         let file = file::parse("c.yaml", &text).unwrap();
         assert_eq!(given(&[], &text), file);
@@ -579,6 +586,7 @@ mod tests {
             ["--output", "stdout:json"],
             ["--group-window", "2s"],
             ["--rate-limit", "2"],
+            ["--metrics-listen", "[::]:2"],
         ];
         // Each flag changes its own key, and only that.
         let value = |config: &Config| serde_json::to_value(config).unwrap();

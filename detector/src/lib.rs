@@ -22,6 +22,7 @@ pub mod fuzz;
 pub mod manifest;
 pub mod matrix;
 mod memory;
+pub mod monitor;
 mod nearest;
 mod opener;
 pub mod pipeline;

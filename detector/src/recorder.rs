@@ -10,7 +10,7 @@ use std::{
     io::{self, BufWriter, Write},
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
@@ -51,12 +51,25 @@ pub struct Recorded {
     pub dropped: u64,
 }
 
+/// How a recording goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    pub recorded: Recorded,
+    /// Records that wait for the disk.
+    pub waiting: u64,
+    /// Traces in the directory, evidence included, and the bytes that they take.
+    pub segments: u64,
+    pub size: u64,
+}
+
 /// The recording's end that takes records.
 pub struct Recorder {
     queue: Sender<Message>,
     waiting: Arc<AtomicUsize>,
     /// The thread wants to begin a segment, and for that the records that open it.
     wants_opening: Arc<AtomicBool>,
+    /// As of the last look after the directory, once a second.
+    progress: Arc<Mutex<Progress>>,
     thread: JoinHandle<io::Result<Recorded>>,
     dropped: u64,
 }
@@ -85,7 +98,9 @@ impl Recorder {
                 (Some(Segments::new(dir, limits)?), None, files)
             }
         };
+        let progress = Arc::<Mutex<Progress>>::default();
         let disk = Disk {
+            progress: Arc::clone(&progress),
             segments,
             output,
             wants_opening: Arc::clone(&wants_opening),
@@ -99,7 +114,7 @@ impl Recorder {
             confine::thread(&files);
             disk.run(&messages, &counts)
         })?;
-        Ok(Self { queue, waiting, wants_opening, thread, dropped: 0 })
+        Ok(Self { queue, waiting, wants_opening, progress, thread, dropped: 0 })
     }
 
     /// Takes records of the stream. Never waits.
@@ -135,6 +150,15 @@ impl Recorder {
     pub fn open(&self, opening: Vec<Record>) {
         self.wants_opening.store(false, Ordering::Relaxed);
         let _ = self.queue.send(Message::Open(opening));
+    }
+
+    /// How it goes.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        let mut progress = *self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        progress.recorded.dropped += self.dropped;
+        progress.waiting = self.waiting.load(Ordering::Relaxed) as u64;
+        progress
     }
 
     /// Whether it has ended before its time: [`Self::finish`] says why.
@@ -178,6 +202,7 @@ impl Output {
 
 /// The thread's side.
 struct Disk {
+    progress: Arc<Mutex<Progress>>,
     /// Where segments go; `None` for one file.
     segments: Option<Segments>,
     output: Option<Output>,
@@ -260,7 +285,18 @@ impl Disk {
                 self.recorded.bytes += output.finish().unwrap_or(0);
             }
         }
-        self.bear(flushed)
+        let result = self.bear(flushed);
+        self.tell_progress();
+        result
+    }
+
+    fn tell_progress(&self) {
+        let written = self.output.as_ref().map_or(0, |output| output.writer.written());
+        let (segments, size) = self.segments.as_ref().map_or((0, 0), |segments| segments.held.get());
+        let current = u64::from(self.output.is_some());
+        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        progress.recorded = Recorded { bytes: self.recorded.bytes + written, ..self.recorded };
+        (progress.segments, progress.size) = (segments + current, size + written);
     }
 
     /// Begins the next segment with these records.

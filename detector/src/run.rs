@@ -24,12 +24,17 @@ use crate::{
     confine,
     context::{container::FirstExecs, standing::Standing},
     escape::escape,
+    monitor::{Counts as Counted, HookShown, Monitor, Snapshot},
     opener::Opener,
     pipeline::Pipeline,
     record::{Body, DirState, OwnRole, Record, Watched},
     recorder::{Recorded, Recorder},
     sink::{self, Sinks, StartError},
-    source::live::{Identity, Live},
+    source::{
+        live::{Identity, Live},
+        proc,
+    },
+    trace::kind_name,
     triage::{Counts, Outcome, Triage},
 };
 
@@ -72,6 +77,8 @@ pub struct Setup {
     pub watch: Option<Watch>,
     pub sinks: Sinks,
     pub recorder: Option<Recorder>,
+    /// Tells others how the agent is.
+    pub monitor: Monitor,
     /// Say which exception silenced what.
     pub explain: bool,
 }
@@ -81,7 +88,7 @@ pub struct Setup {
 /// # Errors
 /// When the live source cannot start or go on, standard output is gone, or a recording to one file fails.
 pub fn run(setup: Setup, started: Instant) -> anyhow::Result<()> {
-    let Setup { mut config, mut watch, sinks, recorder, explain } = setup;
+    let Setup { mut config, mut watch, sinks, recorder, mut monitor, explain } = setup;
     crate::memory::settle();
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
@@ -91,7 +98,8 @@ pub fn run(setup: Setup, started: Instant) -> anyhow::Result<()> {
         let mut records = Vec::new();
         let (pipeline, triage, standing) = (Pipeline::new(), Triage::new(), Standing::default());
         let opener = Opener::start(|config: Box<Config>| cli::sinks(&config))?;
-        let mut ends = Ends { pipeline, triage, standing, sinks, opener, recorder, explain };
+        let counts = Counted::default();
+        let mut ends = Ends { pipeline, triage, standing, counts, sinks, opener, recorder, explain };
         let mut stats = Stats::default();
         let mut options = config.options();
         options.own.extend(watch.as_ref().map(|watch| (OwnRole::Configuration, watch.path().to_owned())));
@@ -117,6 +125,7 @@ pub fn run(setup: Setup, started: Instant) -> anyhow::Result<()> {
         let total = hooks.len();
         ends.pass_on(&mut records, &mut stats)?;
         eprintln!("ready: {attached} of {total} hooks attached in {:.0} ms", stats.attach_ms);
+        monitor.ready(ends.snapshot(&mut live, &stats));
         loop {
             tokio::select! {
                 ready = alerting.readable() => ready?.clear_ready(),
@@ -124,6 +133,7 @@ pub fn run(setup: Setup, started: Instant) -> anyhow::Result<()> {
                 ready = answered(runtimes.as_ref()) => ready?.clear_ready(),
                 () = tokio::time::sleep(live.idle()) => {}
                 changed = changed(watch.as_mut()) => {
+                    monitor.reloading();
                     // What happened before it changed is judged by what stood then.
                     live.step(&mut records)?;
                     if let Some(before) = reload(&mut config, changed) {
@@ -133,6 +143,7 @@ pub fn run(setup: Setup, started: Instant) -> anyhow::Result<()> {
                             stats.sinks.extend(ends.reopen(&before, &mut config)?);
                         }
                     }
+                    monitor.ready(ends.snapshot(&mut live, &stats));
                 }
                 () = hung_up(hangup.as_mut()) => watch.iter().for_each(Watch::ask),
                 _ = terminate.recv() => break,
@@ -141,7 +152,9 @@ pub fn run(setup: Setup, started: Instant) -> anyhow::Result<()> {
             live.step(&mut records)?;
             live.warnings().for_each(|warning| eprintln!("degraded: {warning}"));
             ends.pass_on(&mut records, &mut stats)?;
+            monitor.stepped(|| ends.snapshot(&mut live, &stats));
         }
+        monitor.stopping(ends.snapshot(&mut live, &stats));
         live.step(&mut records)?;
         live.last(&mut records)?;
         ends.pass_on(&mut records, &mut stats)?;
@@ -212,6 +225,7 @@ struct Ends {
     pipeline: Pipeline,
     triage: Triage,
     standing: Standing,
+    counts: Counted,
     sinks: Sinks,
     /// Starts other sinks: this thread may not any more.
     opener: Opener<Box<Config>, Result<Sinks, StartError>>,
@@ -225,6 +239,7 @@ impl Ends {
         let mut found = false;
         for record in records.iter() {
             stats.records += 1;
+            *self.counts.records.entry(kind_name(&record.body)).or_default() += 1;
             match &record.body {
                 Body::Loss(loss) if loss.skipped => *stats.skipped.entry(loss.hook.clone()).or_default() += loss.lost,
                 Body::Loss(loss) => *stats.lost.entry(loss.hook.clone()).or_default() += loss.lost,
@@ -235,10 +250,16 @@ impl Ends {
                 self.standing.observe(record);
             }
             let alerts = self.pipeline.push(record);
+            self.counts.found(&alerts);
             let outcome = self.triage.push(record, alerts);
             found |= outcome.worst >= Some(EVIDENCE);
             say_outcome(&outcome, self.explain);
+            // What a tick tells had to wait.
+            let late = (!outcome.told.is_empty() && !matches!(record.body, Body::Tick)).then_some(record.time);
             self.tell(outcome.told, stats)?;
+            if let Some(time) = late {
+                self.counts.latency.observe(proc::now().0.saturating_sub(time.0));
+            }
         }
         if let Some(recorder) = self.recorder.take_if(|recorder| recorder.has_ended()) {
             recorder.finish().context("recording")?;
@@ -266,9 +287,35 @@ impl Ends {
         for alert in alerts {
             stats.alerts += 1;
             stats.findings += alert.count;
+            self.counts.told(&alert);
             self.sinks.send(alert)?;
         }
         Ok(())
+    }
+
+    /// How the agent is.
+    fn snapshot(&self, live: &mut Live, stats: &Stats) -> Snapshot {
+        let context = self.pipeline.context();
+        Snapshot {
+            started: true,
+            stopping: false,
+            attach_seconds: stats.attach_ms / 1e3,
+            hooks: HookShown::all(live.kernel().hooks(), &live.kernel().detached()),
+            lost: stats.lost.clone(),
+            skipped: stats.skipped.clone(),
+            rings: live.rings().to_vec(),
+            counts: self.counts.clone(),
+            undecodable: self.pipeline.stats().undecodable,
+            untold: self.triage.counts().clone(),
+            exceptions: self.triage.exceptions(),
+            sinks: self.sinks.states(),
+            recorder: self.recorder.as_ref().map(Recorder::progress),
+            processes: context.processes.len(),
+            processes_dropped: context.processes.dropped(),
+            containers: context.containers.len(),
+            first_execs: context.first_execs,
+            identity: live.identity(),
+        }
     }
 
     /// Takes other sinks. Those of before end first: both may have the same spool. Yields what became of their alerts.
@@ -354,8 +401,8 @@ mod tests {
     fn a_reload_in_the_middle_of_a_stream_loses_nothing() {
         let (pipeline, triage, standing) = (Pipeline::new(), Triage::new(), Standing::default());
         let opener = Opener::start(|config: Box<Config>| cli::sinks(&config)).unwrap();
-        let sinks = Sinks::default();
-        let mut ends = Ends { pipeline, triage, standing, sinks, opener, recorder: None, explain: false };
+        let (counts, sinks) = (Counted::default(), Sinks::default());
+        let mut ends = Ends { pipeline, triage, standing, counts, sinks, opener, recorder: None, explain: false };
         let (mut stats, mut config, mut stream) = (Stats::default(), Config::default(), Stream::new());
         stream.push(Body::Config(Box::new(config.rules())));
         let actor = Actor::host(60, 90);

@@ -1,6 +1,6 @@
 //! Values that are texts of a certain form: checked where they are read, on the command line and in the file alike.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use bytesize::ByteSize;
 use jiff::{SignedDuration, Timestamp};
@@ -178,6 +178,27 @@ impl From<Span> for String {
     fn from(span: Span) -> Self {
         SignedDuration::try_from(span.0)
             .map_or_else(|_| format!("{}s", span.0.as_secs()), |signed| format!("{signed:#}"))
+    }
+}
+
+/// An address to listen on. Names are not looked up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schemars(inline)]
+pub struct Listen(pub SocketAddr);
+
+impl TryFrom<String> for Listen {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let wrong = |_| "no address; expected ADDR:PORT, such as 127.0.0.1:9469 or [::]:9469".to_owned();
+        text.parse().map(Self).map_err(wrong)
+    }
+}
+
+impl From<Listen> for String {
+    fn from(listen: Listen) -> Self {
+        listen.0.to_string()
     }
 }
 

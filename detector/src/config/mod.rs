@@ -16,7 +16,9 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use checks::{Digest, Expiry, Expression, HookName, Output, Pattern, Sha256, Size, Span, Technique, Text, Trusted};
+pub use checks::{
+    Digest, Expiry, Expression, HookName, Listen, Output, Pattern, Sha256, Size, Span, Technique, Text, Trusted,
+};
 
 use crate::{
     cli::Hooks,
@@ -69,6 +71,8 @@ pub struct Config {
     pub grouping: Grouping,
     /// Alerts of one technique about one pod: what is more is added up and told as one. Critical ones are told each. Applied at once.
     pub rate_limit: RateLimit,
+    /// What the agent tells about itself.
+    pub metrics: Metrics,
     /// What is not to be told. Each needs a name, a reason, a time at which it expires, and at least one of technique, namespace,
     /// image, digest, binary, path and when. All that it names must be so. Applied at once. For example:
     ///
@@ -166,6 +170,15 @@ pub struct RateLimit {
     pub per: Span,
 }
 
+/// Metrics.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    /// ADDR:PORT at which /metrics, /healthz, /readyz and /livez are served, to everybody who can reach it; null to listen
+    /// nowhere. [::] stands for all addresses, those of IPv4 too.
+    pub listen: Option<Listen>,
+}
+
 /// An exception.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -219,6 +232,7 @@ impl Default for Config {
             spool: None,
             grouping: Grouping::default(),
             rate_limit: RateLimit::default(),
+            metrics: Metrics::default(),
             exceptions: Vec::new(),
             confine: true,
         }
@@ -426,6 +440,7 @@ impl Config {
             ("record", self.record != new.record),
             ("spool", self.spool != new.spool),
             ("confine", self.confine != new.confine),
+            ("metrics", self.metrics != new.metrics),
         ];
         changed.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| key).collect()
     }

@@ -36,6 +36,10 @@ fn typical_mistakes_are_named_with_their_place_and_what_is_expected() {
         ("grouping:\n  window: 60\n", "c.yaml:2:11: no time; expected a number with a unit, such as 30s, 5m or 24h"),
         ("record: {size: big}\n", "c.yaml:1:16: no size; expected a number with a unit, such as 512MiB"),
         (
+            "metrics: {listen: localhost:9469}\n",
+            "c.yaml:1:19: no address; expected ADDR:PORT, such as 127.0.0.1:9469 or [::]:9469",
+        ),
+        (
             "outputs:\n- stdout:jsn\n",
             "c.yaml:2:3: standard output has the formats stdout:pretty, stdout:json, stdout:ocsf and stdout:falco",
         ),
@@ -223,6 +227,7 @@ fn what_changes_is_in_force_at_once_or_named_as_waiting_for_a_restart() {
         "btf": "/b", "cri": {"ask": false}, "pause": {"binaries": [digest]},
         "images": {"allow": ["registry.example/**"]}, "privileged_workloads": [], "deny": {"static_pod": true},
         "record": {"dir": "/a"}, "outputs": ["stdout:json"], "spool": "/s", "grouping": {"window": "1s"}, "rate_limit": {"alerts": 1},
+        "metrics": {"listen": "[::1]:1"},
         "exceptions": [{"name": "a", "reason": "b", "expires": "2027-01-01T00:00:00Z", "path": "/a"}],
         "confine": false,
     });

@@ -7,6 +7,7 @@
 //! | main: source and pipeline | `SYS_PTRACE`, `DAC_READ_SEARCH`; `BPF`, `PERFMON` where the kernel asks for them | reads all of them, writes as nobody |
 //! | `cri`, `acting` | `SYS_PTRACE`, `DAC_READ_SEARCH` | as root: runtimes' sockets are root's |
 //! | `config`, `sink`, `recorder` | none, or what it takes to read and write what is not root's | Landlock: what is configured, and nothing else |
+//! | `metrics` | none | Landlock: nothing; it listens already |
 //! | `opener` | what it takes to open what a new configuration names | as root |
 //!
 //! The main thread has no Landlock domain: whoever has one may look into no process outside of it, and `/proc/<pid>/root` is how the

@@ -4,6 +4,7 @@
 //! found, and the one before it when that was just over, gets a second name below `evidence/`: it stays when the first one goes.
 
 use std::{
+    cell::Cell,
     collections::BTreeMap,
     fs, io,
     os::unix::fs::MetadataExt as _,
@@ -48,6 +49,8 @@ pub struct Segments {
     previous: Option<PathBuf>,
     /// Something was found in the current one.
     kept: bool,
+    /// How many others there were at the last look, and their bytes.
+    pub(super) held: Cell<(u64, u64)>,
 }
 
 /// A segment that lies in the directory.
@@ -67,7 +70,7 @@ impl Segments {
         let evidence = dir.join(EVIDENCE);
         fs::create_dir_all(&evidence)
             .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", evidence.display())))?;
-        Ok(Self { dir, limits, current: None, previous: None, kept: false })
+        Ok(Self { dir, limits, current: None, previous: None, kept: false, held: Cell::default() })
     }
 
     /// Path of the next segment, from now on the current one.
@@ -116,6 +119,8 @@ impl Segments {
         let mut segments = self.list();
         let now = SystemTime::now();
         let mut total: u64 = segments.iter().map(|segment| segment.bytes).sum();
+        let mut count = segments.len() as u64;
+        self.held.set((count, total));
         segments.sort_by_key(|segment| (segment.evidence, segment.paths.first().cloned()));
         for segment in &segments {
             let age = now.duration_since(segment.modified).unwrap_or_default();
@@ -130,6 +135,8 @@ impl Segments {
                 fs::remove_file(path).map_err(|error| format!("{}: {error}", path.display()))?;
             }
             total -= segment.bytes;
+            count -= 1;
+            self.held.set((count, total));
         }
         if self.has_room()? {
             return Ok(());

@@ -107,7 +107,8 @@ impl Sinks {
     /// What became of all alerts so far, by sink.
     #[must_use]
     pub fn states(&self) -> Vec<State> {
-        self.0.iter().map(|sink| sink.counts.state(&sink.name)).collect()
+        let state = |sink: &Sink| State { ended: sink.has_ended(), ..sink.counts.state(&sink.name) };
+        self.0.iter().map(state).collect()
     }
 
     /// Ends them: what waits is delivered now or, where there is a spool, by the next agent.
@@ -154,6 +155,7 @@ impl Sink {
                 let (spool, files) = open_spool(spec, remote, &name, spool)?;
                 let delivering = reached(remote, files.clone());
                 counts.found(spool.waiting());
+                counts.bound(spool.bound());
                 let shared = Arc::new(Shared::new(spool));
                 let delivery = Delivery::new(peer, Arc::clone(&shared), given, name.clone());
                 let (render, given) = (render(&remote.to), Arc::clone(&counts));
@@ -171,6 +173,11 @@ impl Sink {
         };
         let threads = threads.into_iter().collect::<io::Result<Vec<_>>>().map_err(failed)?;
         Ok(Self { name, queue: Some(queue), counts, threads })
+    }
+
+    /// Whether a thread has ended before its time: nothing is delivered any more.
+    fn has_ended(&self) -> bool {
+        self.queue.is_none() || self.threads.iter().any(JoinHandle::is_finished)
     }
 
     /// What the threads that have ended say. Those that hang are left alone: the process is about to end.

@@ -35,6 +35,19 @@ pub struct State {
     pub dropped: u64,
     /// Those that wait: in the spool and, while the agent runs, in the queue.
     pub waiting: u64,
+    /// Those of them that are in the queue, and how many it holds.
+    #[serde(skip)]
+    pub queued: u64,
+    #[serde(skip)]
+    pub queue_size: u64,
+    /// What the spool takes and may take, in bytes; 0 for a sink that needs none.
+    #[serde(skip)]
+    pub spool_bytes: u64,
+    #[serde(skip)]
+    pub spool_size: u64,
+    /// A thread of it has ended before its time.
+    #[serde(skip)]
+    pub ended: bool,
 }
 
 #[derive(Default)]
@@ -45,6 +58,8 @@ pub(super) struct Counts {
     dropped: AtomicU64,
     queued: AtomicU64,
     waiting: AtomicU64,
+    spool_bytes: AtomicU64,
+    spool_size: AtomicU64,
     /// Why alerts are lost, when that was said last, and how many since.
     said: Mutex<Vec<(Loss, Instant, u64)>>,
 }
@@ -98,9 +113,15 @@ impl Counts {
         self.delivered.fetch_add(count, Relaxed);
     }
 
-    /// So many alerts wait in the spool.
-    pub fn wait(&self, count: u64) {
+    /// So many alerts wait in the spool, which takes so many bytes.
+    pub fn wait(&self, count: u64, bytes: u64) {
         self.waiting.store(count, Relaxed);
+        self.spool_bytes.store(bytes, Relaxed);
+    }
+
+    /// The spool may take so many bytes.
+    pub fn bound(&self, bytes: u64) {
+        self.spool_size.store(bytes, Relaxed);
     }
 
     /// Counts alerts that are lost, and says so: at once, and then every ten seconds.
@@ -134,13 +155,19 @@ impl Counts {
     }
 
     pub fn state(&self, sink: &str) -> State {
+        let queued = self.queued.load(Relaxed);
         State {
             sink: sink.to_owned(),
             alerts: self.alerts.load(Relaxed),
             found: self.found.load(Relaxed),
             delivered: self.delivered.load(Relaxed),
             dropped: self.dropped.load(Relaxed),
-            waiting: self.queued.load(Relaxed) + self.waiting.load(Relaxed),
+            waiting: queued + self.waiting.load(Relaxed),
+            queued,
+            queue_size: QUEUE as u64,
+            spool_bytes: self.spool_bytes.load(Relaxed),
+            spool_size: self.spool_size.load(Relaxed),
+            ended: false,
         }
     }
 }

@@ -113,7 +113,7 @@ fn report(spool: &mut Spool, name: &str, counts: &Counts) {
         eprintln!("degraded: sink {name}: {note}");
     }
     counts.lose(name, spool.take_dropped(), Loss::Spool);
-    counts.wait(spool.waiting());
+    counts.wait(spool.waiting(), spool.bytes());
 }
 
 /// The second thread.
@@ -234,7 +234,7 @@ impl Delivery {
         let mut state = self.shared.lock();
         let done = state.spool.deliver(mark);
         self.counts.deliver(done.saturating_sub(refused));
-        self.counts.wait(state.spool.waiting());
+        self.counts.wait(state.spool.waiting(), state.spool.bytes());
     }
 
     /// Forgets what the receiver has taken.
@@ -286,6 +286,6 @@ impl Delivery {
         report(&mut state.spool, &self.name, &self.counts);
         let mortal = state.spool.mortal();
         self.counts.lose(&self.name, mortal, Loss::End);
-        self.counts.wait(state.spool.waiting() - mortal);
+        self.counts.wait(state.spool.waiting() - mortal, state.spool.bytes());
     }
 }

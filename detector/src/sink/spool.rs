@@ -198,6 +198,18 @@ impl Spool {
         self.segments.iter().map(of).sum()
     }
 
+    /// What it takes, in bytes: what was delivered goes with the rest of its segment.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.segments.iter().map(Segment::bytes).sum()
+    }
+
+    /// Most that it may take, in bytes.
+    #[must_use]
+    pub fn bound(&self) -> u64 {
+        self.bound
+    }
+
     /// Whether there are messages that were not read.
     #[must_use]
     pub fn has_more(&self) -> bool {
@@ -295,7 +307,7 @@ impl Spool {
     /// Lets the oldest segments go until `bytes` more are within bounds.
     fn make_room(&mut self, bytes: u64) {
         loop {
-            let total: u64 = self.segments.iter().map(Segment::bytes).sum();
+            let total = self.bytes();
             let memory: u64 = self.segments.iter().filter(|segment| !segment.is_on_disk()).map(Segment::bytes).sum();
             let at = if total > 0 && total + bytes > self.bound {
                 0

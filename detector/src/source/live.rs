@@ -17,7 +17,7 @@ use crate::{
         acting::{self, Acting},
         bundle::Bundles,
         images::{self, Images},
-        kernel::{self, Kernel, KernelError, Raw},
+        kernel::{self, Kernel, KernelError, Raw, Ring},
         kubelet::Discovery,
         manifest::{Batch, Trigger, TriggerKind, View},
         own, proc,
@@ -63,6 +63,12 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// The time that all of them took together.
+    #[must_use]
+    pub fn seconds(&self) -> f64 {
+        self.total.as_secs_f64()
+    }
+
     fn took(&mut self, time: Duration) {
         self.containers += 1;
         self.total += time;
@@ -196,6 +202,11 @@ impl Live {
     /// Does what is done to the kernel's maps and programs later on, without effect. Whether it could be done.
     pub fn rehearse(&mut self) -> bool {
         self.kernel.rehearse().is_ok()
+    }
+
+    /// The rings, and the most that was found in each at once since the last call.
+    pub fn rings(&mut self) -> [Ring; 2] {
+        self.kernel.rings()
     }
 
     /// Readable when container runtimes have answered.

@@ -24,6 +24,7 @@ mod writer;
 
 use std::{fmt, io};
 
+pub use dump::kind_name;
 pub use index::{Block, blocks};
 pub use info::line;
 pub use join::{Joiner, Next};

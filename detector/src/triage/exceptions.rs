@@ -53,6 +53,11 @@ impl Exceptions {
         }
     }
 
+    /// How many there are, and how many of them have expired.
+    pub fn sizes(&self) -> (usize, usize) {
+        (self.ready.len(), self.ready.iter().filter(|ready| ready.expired).count())
+    }
+
     /// The first exception that an alert falls under.
     pub fn silences(&self, alert: &Alert) -> Option<&Exception> {
         let mut context = None;

@@ -148,6 +148,12 @@ impl Triage {
         &self.counts
     }
 
+    /// How many exceptions there are, and how many of them have expired.
+    #[must_use]
+    pub fn exceptions(&self) -> (usize, usize) {
+        self.exceptions.sizes()
+    }
+
     #[cfg(test)]
     fn sizes(&self) -> (usize, usize) {
         (self.groups.len(), self.limits.len())

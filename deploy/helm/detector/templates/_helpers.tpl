@@ -18,3 +18,12 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
 {{- end -}}
 {{- end }}
+
+{{/* The port of metrics and probes; empty where the configuration has none. */}}
+{{- define "detector.port" -}}
+{{- with .Values.config.metrics -}}
+{{- with .listen -}}
+{{ regexFind "[0-9]+$" . }}
+{{- end -}}
+{{- end -}}
+{{- end }}

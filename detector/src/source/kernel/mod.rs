@@ -5,6 +5,7 @@
 mod attach;
 pub mod btf;
 pub mod hooks;
+mod links;
 mod ours;
 mod skipped;
 
@@ -18,7 +19,7 @@ use std::{
 
 use aya::{
     Btf, Ebpf, EbpfLoader, Endianness, Pod,
-    maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf},
     programs::{BtfTracePoint, Program, ProgramError, tp_btf::BtfTracePointLinkId},
 };
 use bytes::{Bytes, BytesMut};
@@ -31,8 +32,11 @@ use crate::{
         attach::Attacher,
         btf::{BtfError, Types},
         hooks::{Backend, HOOKS, PRECISE, Role},
+        links::Links,
     },
 };
+
+pub use links::Detached;
 
 /// The kernel programs. Aligned, because the ELF reader maps structures onto the bytes.
 static PROGRAMS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/detector-ebpf"));
@@ -109,10 +113,24 @@ pub struct Kernel {
     in_kernel: BTreeMap<InodeKey, u32>,
     /// What records are copied into, one behind the other.
     copies: BytesMut,
+    links: Links,
+    /// The alerting ring and the other one, as [`Self::rings`] tells of them.
+    rings: [Ring; 2],
 }
 
+/// What the kernel puts before each record in a ring, and what records begin at a multiple of.
+const RING_HEADER: u64 = 8;
 /// How many bytes are set aside at once for copies of records.
 const COPIES: usize = 64 << 10;
+
+/// A ring buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ring {
+    pub name: &'static str,
+    /// Most bytes that were found in it at once since [`Kernel::rings`] was asked last.
+    pub filled: u64,
+    pub size: u64,
+}
 
 /// A raw record and its time, for ordering across the rings.
 pub struct Raw {
@@ -180,6 +198,10 @@ impl Kernel {
         if syscalls {
             hooks.extend(attacher.role(Role::Syscall, &[Backend::Tracepoint]));
         }
+        let links = Links::find(&ebpf, &hooks);
+        let (alerting, context) = (take(&mut ebpf, "ALERTING")?, take(&mut ebpf, "CONTEXT")?);
+        let rings = [("alerting", &alerting), ("context", &context)];
+        let rings = rings.map(|(name, map)| Ring { name, filled: 0, size: ring_size(map) });
         let no_writes = match hooks::NO_SYSCALLS {
             Some(reason) => Some(KernelError::NoSyscalls(reason)),
             None if precise || syscalls => None,
@@ -193,8 +215,8 @@ impl Kernel {
             upper: offsets.ovl_upper != KernelOffsets::MISSING,
             writes: None,
             no_writes,
-            alerting: take(&mut ebpf, "ALERTING")?.try_into().map_err(|source| map_error("ALERTING", source))?,
-            context: take(&mut ebpf, "CONTEXT")?.try_into().map_err(|source| map_error("CONTEXT", source))?,
+            alerting: alerting.try_into().map_err(|source| map_error("ALERTING", source))?,
+            context: context.try_into().map_err(|source| map_error("CONTEXT", source))?,
             watched: take(&mut ebpf, "WATCHED")?.try_into().map_err(|source| map_error("WATCHED", source))?,
             protected: take(&mut ebpf, "PROTECTED")?.try_into().map_err(|source| map_error("PROTECTED", source))?,
             sandboxes: take(&mut ebpf, "SANDBOXES")?.try_into().map_err(|source| map_error("SANDBOXES", source))?,
@@ -206,6 +228,8 @@ impl Kernel {
             in_kernel: BTreeMap::new(),
             copies: BytesMut::new(),
             ours,
+            links,
+            rings,
             ebpf,
         };
         kernel.guard()?;
@@ -245,12 +269,28 @@ impl Kernel {
         [self.alerting.as_raw_fd(), self.context.as_raw_fd()]
     }
 
+    /// Hooks that were attached and are not any more.
+    #[must_use]
+    pub fn detached(&self) -> Vec<Detached> {
+        self.links.detached()
+    }
+
+    /// The rings, and the most that was found in each at once since the last call.
+    pub fn rings(&mut self) -> [Ring; 2] {
+        let rings = self.rings;
+        self.rings.iter_mut().for_each(|ring| ring.filled = 0);
+        rings
+    }
+
     /// Takes what the rings hold, in the order of time.
     ///
     /// The alerting ring is read first: whatever came before one of its events is then already in the context ring.
     pub fn drain(&mut self, out: &mut Vec<Raw>) {
-        for (ring, alerting) in [(&mut self.alerting, true), (&mut self.context, false)] {
+        let rings = [(&mut self.alerting, true), (&mut self.context, false)];
+        for ((ring, alerting), shown) in rings.into_iter().zip(&mut self.rings) {
+            let mut filled = 0;
             while let Some(item) = ring.next() {
+                filled += (item.len() as u64 + RING_HEADER).next_multiple_of(RING_HEADER);
                 if self.copies.capacity() < item.len() {
                     self.copies = BytesMut::with_capacity(COPIES.max(item.len()));
                 }
@@ -260,6 +300,8 @@ impl Kernel {
                 let time_ns = decode::header(&bytes).map_or(0, |header| header.time_ns);
                 out.push(Raw { time_ns, bytes, alerting });
             }
+            // What came while it was read counts too: more than there is room for it cannot be.
+            shown.filled = shown.filled.max(filled.min(shown.size));
         }
         out.sort_by_key(|raw| raw.time_ns);
     }
@@ -500,6 +542,14 @@ fn key(inode: &InodeKey) -> WatchKey {
 
 fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, KernelError> {
     ebpf.take_map(name).ok_or(KernelError::Missing(name))
+}
+
+/// How many bytes a ring holds; 0 where the kernel does not tell.
+fn ring_size(map: &Map) -> u64 {
+    match map {
+        Map::RingBuf(data) => data.info().map_or(0, |info| info.max_entries().into()),
+        _ => 0,
+    }
 }
 
 fn map_error(name: &'static str, source: MapError) -> KernelError {

@@ -1,0 +1,386 @@
+//! Metrics, probes and what systemd is told, of a real agent. Needs root; without it every test fails and says so.
+#![expect(clippy::unwrap_used, reason = "a test helper that fails ends its test")]
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::TcpStream,
+    os::unix::net::UnixDatagram,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::mpsc::{self, Receiver},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    libc,
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+
+/// How long anything may take before it is missed.
+const PATIENCE: Duration = Duration::from_secs(60);
+const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec: {containers: [{name: web, image: web:1}]}\n";
+
+/// An agent that serves metrics and watches one directory of its own.
+struct Agent {
+    child: Child,
+    said: Receiver<String>,
+    address: String,
+    root: tempfile::TempDir,
+}
+
+impl Agent {
+    fn start() -> Self {
+        Self::with(|_| Vec::new(), &[])
+    }
+
+    /// `arguments` get the agent's own directory.
+    fn with(arguments: impl FnOnce(&Path) -> Vec<String>, environment: &[(&str, &str)]) -> Self {
+        assert!(
+            nix::unistd::geteuid().is_root(),
+            "live tests load BPF programs: run them as root (`sudo -E cargo xtask test`)"
+        );
+        let root = tempfile::tempdir().unwrap();
+        let manifests = root.path().join("manifests");
+        fs::create_dir(&manifests).unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_detector"))
+            .args(["run", "--no-default-dirs", "--no-cri", "--metrics-listen", "127.0.0.1:0", "--manifest-dir"])
+            .arg(&manifests)
+            .args(arguments(root.path()))
+            .envs(environment.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stderr = child.stderr.take().unwrap();
+        let (send, said) = mpsc::channel();
+        thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                if send.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        let mut agent = Self { child, said, address: String::new(), root };
+        let line = agent.until("metrics: http://");
+        agent.address = line.strip_prefix("metrics: http://").unwrap().strip_suffix("/metrics").unwrap().to_owned();
+        agent.until("ready:");
+        agent
+    }
+
+    /// The next line on standard error that begins so.
+    fn until(&self, begin: &str) -> String {
+        let mut others = Vec::new();
+        loop {
+            match self.said.recv_timeout(PATIENCE) {
+                Ok(line) if line.starts_with(begin) => return line,
+                Ok(line) => others.push(line),
+                Err(_) => panic!("no line {begin:?}, but {others:#?}"),
+            }
+        }
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id()).unwrap())
+    }
+
+    fn manifest(&self) -> PathBuf {
+        self.root.path().join("manifests/web.yaml")
+    }
+
+    /// Status and body of the answer.
+    fn get(&self, path: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", self.address).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+    }
+
+    /// The reasons that a probe gives, once it answers with this status.
+    fn reasons(&self, path: &str, status: u16) -> Vec<String> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let (found, body) = self.get(path);
+            let answer: Value = serde_json::from_str(&body).unwrap_or_else(|error| panic!("{error}: {body}"));
+            if found == status {
+                return answer["reasons"].as_array().unwrap().iter().map(|r| r.as_str().unwrap().to_owned()).collect();
+            }
+            assert!(Instant::now() < deadline, "{path} answers {found}: {answer}");
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Every sample, by its name and labels.
+    fn samples(&self) -> BTreeMap<String, f64> {
+        let (status, text) = self.get("/metrics");
+        assert_eq!(status, 200);
+        let scrape = prometheus_parse::Scrape::parse(text.lines().map(|line| Ok(line.to_owned()))).unwrap();
+        let named = |sample: prometheus_parse::Sample| {
+            let mut labels: Vec<_> = sample.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+            labels.sort();
+            let value = match sample.value {
+                prometheus_parse::Value::Histogram(buckets) => buckets.last().unwrap().count,
+                prometheus_parse::Value::Counter(value)
+                | prometheus_parse::Value::Gauge(value)
+                | prometheus_parse::Value::Untyped(value) => value,
+                prometheus_parse::Value::Summary(_) => panic!("{}", sample.metric),
+            };
+            (format!("{} {}", sample.metric, labels.join(",")).trim_end().to_owned(), value)
+        };
+        scrape.samples.into_iter().map(named).collect()
+    }
+
+    /// The samples, once one of them is at least so large.
+    fn samples_when(&self, sample: &str, least: f64) -> BTreeMap<String, f64> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let samples = self.samples();
+            if samples.get(sample).is_some_and(|value| *value >= least) {
+                return samples;
+            }
+            assert!(Instant::now() < deadline, "{sample} is not {least} in {samples:#?}");
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Descriptors of the agent's links, by the program that each belongs to.
+    fn links(&self) -> Vec<i32> {
+        let fds = fs::read_dir(format!("/proc/{}/fdinfo", self.pid())).unwrap().map(|entry| entry.unwrap());
+        let links = fds.filter(|fd| fs::read_to_string(fd.path()).is_ok_and(|info| info.contains("link_id:")));
+        links.map(|fd| fd.file_name().to_str().unwrap().parse().unwrap()).collect()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A thread of another process, stopped for as long as this lives.
+struct Stopped(Pid);
+
+impl Stopped {
+    /// Stops the main thread; the others go on.
+    fn main_thread(process: Pid) -> Self {
+        ptrace(libc::PTRACE_ATTACH, process, 0, 0);
+        assert!(nix::sys::wait::waitpid(process, Some(nix::sys::wait::WaitPidFlag::__WALL)).is_ok());
+        Self(process)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        ptrace(libc::PTRACE_DETACH, self.0, 0, 0);
+    }
+}
+
+fn ptrace(request: libc::c_uint, process: Pid, address: usize, data: usize) {
+    // SAFETY: what `data` points to, where it points to something, is larger than what the kernel reads or writes there.
+    let done = unsafe { libc::ptrace(request, process.as_raw(), address, data) };
+    assert!(done >= 0, "ptrace {request}: {}", std::io::Error::last_os_error());
+}
+
+#[test]
+fn what_happens_is_counted_and_told_while_it_goes_on() {
+    let agent = Agent::with(
+        |root| {
+            let text = |path: &str| root.join(path).display().to_string();
+            let output = format!("file://{}", text("alerts.jsonl"));
+            let away = format!("webhook+http://127.0.0.1:1/?spool={}", text("spool"));
+            ["--record", &text("record"), "--output", &output, "--output", &away].map(str::to_owned).to_vec()
+        },
+        &[],
+    );
+    assert_eq!(agent.reasons("/healthz", 200), [""; 0]);
+    assert_eq!(agent.reasons("/readyz", 200), [""; 0]);
+    assert_eq!(agent.reasons("/livez", 200), [""; 0]);
+    let before = agent.samples();
+    let high = "detector_alerts_total severity=medium,technique=static-pod";
+    assert_eq!(before[high], 0.0);
+    assert_eq!(before["detector_healthy"], 1.0);
+    assert_eq!(before["detector_hook_attached backend=tracepoint,hook=exec"], 1.0);
+
+    fs::write(agent.manifest(), POD).unwrap();
+    let found = agent.samples_when("detector_alert_latency_seconds", 1.0);
+    let told: f64 = found.iter().filter(|(name, _)| name.starts_with("detector_alerts_total")).map(|(_, n)| n).sum();
+    assert_eq!(told, 1.0, "{found:#?}");
+    for (sample, least) in [
+        ("detector_records_total kind=manifest", 1.0),
+        ("detector_records_total kind=start", 1.0),
+        ("detector_ring_size_bytes ring=alerting", 4096.0),
+        ("detector_processes", 2.0),
+        ("process_resident_memory_bytes", 1e6),
+        ("process_open_fds", 20.0),
+        ("process_start_time_seconds", 1e9),
+        ("detector_attach_seconds", 1e-6),
+    ] {
+        assert!(found[sample] >= least, "{sample} is {}", found[sample]);
+    }
+    // Both sinks were given it, one has delivered it, and it waits for the other on disk; and it was recorded.
+    let alerts = agent.root.path().join("alerts.jsonl").display().to_string();
+    let file = |name: &str| format!("detector_sink_{name} sink=file://{alerts}");
+    let found = agent.samples_when(&file("delivered_total"), 1.0);
+    assert_eq!(found[&file("up")], 1.0);
+    let webhook = |name: &str| {
+        let begin = format!("detector_sink_{name} sink=webhook");
+        found.iter().find(|(sample, _)| sample.starts_with(&begin)).map(|(_, value)| *value).unwrap()
+    };
+    assert_eq!((webhook("alerts_total"), webhook("delivered_total"), webhook("spooled")), (1.0, 0.0, 1.0));
+    assert!(webhook("spool_bytes") > 100.0 && webhook("spool_size_bytes") > webhook("spool_bytes"));
+    agent.samples_when("detector_recorder_written_bytes_total", 100.0);
+    agent.samples_when("detector_recorder_segments", 1.0);
+}
+
+/// A descriptor of a link is closed in the agent, by whoever got into it: the hook is gone, and the agent says so everywhere.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn a_hook_that_is_really_detached_is_said_by_probe_metric_and_standard_error() {
+    let agent = Agent::start();
+    assert_eq!(agent.reasons("/healthz", 200), [""; 0]);
+    let links = agent.links();
+    assert!(links.len() > 5, "{links:?}");
+    let attached = |samples: &BTreeMap<String, f64>| {
+        let hooks = samples.iter().filter(|(name, _)| name.starts_with("detector_hook_attached"));
+        hooks.map(|(_, value)| value).sum::<f64>()
+    };
+    let before = attached(&agent.samples());
+    call_in(agent.pid(), libc::SYS_close, u64::try_from(links[0]).unwrap());
+    assert!(!agent.links().contains(&links[0]), "the descriptor is still open");
+
+    let reasons = agent.reasons("/healthz", 503);
+    assert!(
+        reasons.len() == 1 && reasons[0].ends_with("is not attached any more: its descriptor is closed"),
+        "{reasons:?}"
+    );
+    assert_eq!(agent.reasons("/livez", 503), reasons);
+    assert_eq!(agent.until("degraded: hook"), format!("degraded: {}", reasons[0]));
+    let samples = agent.samples_when("detector_loop_silent_seconds", 0.0);
+    assert_eq!((attached(&samples), samples["detector_healthy"]), (before - 1.0, 0.0));
+}
+
+/// Makes a process of another make a system call.
+#[cfg(target_arch = "x86_64")]
+fn call_in(process: Pid, number: i64, argument: u64) {
+    let stopped = Stopped::main_thread(process);
+    // SAFETY: plain data, for which zeroes are fine.
+    let mut before: libc::user_regs_struct = unsafe { std::mem::zeroed() };
+    ptrace(libc::PTRACE_GETREGS, process, 0, &raw mut before as usize);
+    // It waits in a system call, whose instruction is just before.
+    let mut call = before;
+    call.rip -= 2;
+    call.rax = number.cast_unsigned();
+    call.rdi = argument;
+    // What the kernel would do to begin the interrupted call anew is not for this one.
+    call.orig_rax = u64::MAX;
+    ptrace(libc::PTRACE_SETREGS, process, 0, &raw const call as usize);
+    ptrace(libc::PTRACE_SINGLESTEP, process, 0, 0);
+    assert!(nix::sys::wait::waitpid(process, Some(nix::sys::wait::WaitPidFlag::__WALL)).is_ok());
+    let mut after = call;
+    ptrace(libc::PTRACE_GETREGS, process, 0, &raw mut after as usize);
+    assert_eq!(after.rax, 0, "the call did not do it");
+    ptrace(libc::PTRACE_SETREGS, process, 0, &raw const before as usize);
+    drop(stopped);
+}
+
+#[test]
+fn a_loop_that_hangs_is_no_life_and_keeps_the_watchdog_waiting() {
+    let dir = tempfile::tempdir().unwrap();
+    let (manager, path) = manager(dir.path());
+    let agent = Agent::with(|_| Vec::new(), &[("NOTIFY_SOCKET", &path), ("WATCHDOG_USEC", "1000000")]);
+    let mut said = Vec::new();
+    wait_for(&manager, &mut said, "WATCHDOG=1");
+    wait_for(&manager, &mut said, "WATCHDOG=1");
+    let stopped = Stopped::main_thread(agent.pid());
+    // What was sent before it was stopped.
+    drain(&manager);
+    let reasons = agent.reasons("/livez", 503);
+    assert!(reasons[0].starts_with("the source stalls: no step for "), "{reasons:?}");
+    assert_eq!(agent.reasons("/healthz", 503).len(), 1);
+    assert_eq!(agent.get("/readyz").0, 200);
+    assert_eq!(drain(&manager), [""; 0], "the watchdog is fed though nothing steps");
+    drop(stopped);
+    assert_eq!(agent.reasons("/livez", 200), [""; 0]);
+    wait_for(&manager, &mut said, "WATCHDOG=1");
+}
+
+#[test]
+fn the_service_manager_is_told_of_start_reload_and_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let (manager, path) = manager(dir.path());
+    let config = dir.path().join("config.yaml");
+    fs::write(&config, "grouping: {window: 1s}\n").unwrap();
+    let named = config.display().to_string();
+    let mut agent = Agent::with(|_| vec!["--config".to_owned(), named], &[("NOTIFY_SOCKET", &path)]);
+    let mut said = Vec::new();
+    wait_for(&manager, &mut said, "READY=1");
+    let status = said.iter().find(|line| line.starts_with("STATUS=watching; ")).unwrap_or_else(|| panic!("{said:?}"));
+    assert!(status.contains(" hooks attached"), "{status}");
+    assert!(!said.iter().any(|line| line.starts_with("WATCHDOG")), "nobody asked for it: {said:?}");
+
+    kill(agent.pid(), Signal::SIGHUP).unwrap();
+    let mut said = Vec::new();
+    wait_for(&manager, &mut said, "READY=1");
+    let reloading = said.iter().position(|line| line == "RELOADING=1").unwrap_or_else(|| panic!("{said:?}"));
+    let usec = said[reloading + 1].strip_prefix("MONOTONIC_USEC=").unwrap();
+    assert!(usec.parse::<u64>().unwrap() > 0);
+
+    kill(agent.pid(), Signal::SIGTERM).unwrap();
+    wait_for(&manager, &mut Vec::new(), "STOPPING=1");
+    assert!(agent.child.wait().unwrap().success());
+}
+
+#[test]
+fn an_address_that_is_taken_ends_the_start_with_what_to_do() {
+    let agent = Agent::start();
+    let second = Command::new(env!("CARGO_BIN_EXE_detector"))
+        .args(["run", "--no-default-dirs", "--manifest-dir", "/nonexistent", "--metrics-listen", &agent.address])
+        .output()
+        .unwrap();
+    let said = String::from_utf8(second.stderr).unwrap();
+    assert!(!second.status.success());
+    assert!(said.contains("cannot be listened on; choose another with --metrics-listen"), "{said}");
+    assert!(said.contains("Address already in use"), "{said}");
+}
+
+/// A service manager's socket, and its name.
+fn manager(dir: &Path) -> (UnixDatagram, String) {
+    let path = dir.join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    (socket, path.to_str().unwrap().to_owned())
+}
+
+/// Reads until this line comes; the lines until then, it included, are added.
+fn wait_for(manager: &UnixDatagram, said: &mut Vec<String>, wanted: &str) {
+    loop {
+        let mut bytes = [0; 8192];
+        let len = manager.recv(&mut bytes).unwrap_or_else(|error| panic!("no {wanted}: {error}; {said:?}"));
+        let before = said.len();
+        said.extend(String::from_utf8(bytes[..len].to_vec()).unwrap().lines().map(str::to_owned));
+        if said[before..].iter().any(|line| line == wanted) {
+            return;
+        }
+    }
+}
+
+/// Whatever is there now.
+fn drain(manager: &UnixDatagram) -> Vec<String> {
+    manager.set_nonblocking(true).unwrap();
+    let mut said = Vec::new();
+    let mut bytes = [0; 8192];
+    while let Ok(len) = manager.recv(&mut bytes) {
+        said.push(String::from_utf8(bytes[..len].to_vec()).unwrap());
+    }
+    manager.set_nonblocking(false).unwrap();
+    said
+}
