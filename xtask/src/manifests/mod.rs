@@ -1,5 +1,7 @@
 //! `cargo xtask manifests`: what `deploy/` says to Kubernetes, rendered by kustomize and helm, and validated against the schemas
-//! of Kubernetes' oldest and newest versions that are at hand. Needs no cluster.
+//! of Kubernetes' oldest and newest versions that are at hand. Needs no cluster. What the Prometheus operator takes is checked by [`monitoring`].
+
+mod monitoring;
 
 use std::{
     fs,
@@ -21,7 +23,10 @@ const PYTHON: [&str; 2] = ["helm-python-sdk==0.2.2", "kubernetes-validate==1.37.
 /// Kubernetes' versions whose schemas are tried.
 const VERSIONS: [&str; 2] = ["1.25.0", "1.37.0"];
 const OVERLAYS: [&str; 3] = ["kubeadm", "k3s", "crio"];
-const COMPONENTS: [&str; 2] = ["seccomp", "kernel-5.10"];
+/// Below `deploy/kustomize`.
+const COMPONENTS: [&str; 5] =
+    ["components/seccomp", "components/kernel-5.10", OPERATOR, "components/metrics-policy", "../grafana"];
+const OPERATOR: &str = "components/prometheus-operator";
 
 /// Renders and validates everything.
 ///
@@ -39,15 +44,26 @@ pub fn manifests() -> anyhow::Result<()> {
     for overlay in OVERLAYS {
         rendered.push((format!("kustomize-{overlay}"), tools.kustomize(&kustomize.join("overlays").join(overlay))?));
     }
+    let mut with_operator = None;
     for component in COMPONENTS {
-        rendered.push((format!("kustomize-{component}"), tools.kustomize(&with_component(&kustomize, component)?)?));
+        let text = tools.kustomize(&with_component(&kustomize, component)?)?;
+        if component == OPERATOR {
+            with_operator = Some(monitoring::Operator::of(&text)?);
+        }
+        rendered.push((format!("kustomize-{}", base_name(component)), text));
     }
+    let with_operator = with_operator.context("no component for the Prometheus operator")?;
     rendered.extend(tools.charts(&deploy.join("helm/detector"), &pod(&base)?)?);
     rendered.push(("kustomize-base".to_owned(), base));
+    let with_chart = rendered.iter().find(|(name, _)| name == "helm-all").context("the chart is not rendered")?;
+    let with_chart = monitoring::Operator::of(&with_chart.1)?;
+    ensure!(with_chart.rules == with_operator.rules, "the chart's rules are not those of {OPERATOR}");
+    let rules = monitoring::check(&place, &with_operator.rules, &deploy.join("grafana/detector.json"))?;
     let mut files = Vec::new();
     for (name, text) in &rendered {
         let file = place.join(format!("{name}.yaml"));
-        fs::write(&file, text)?;
+        // Of what is not Kubernetes' own it has no schemas.
+        fs::write(&file, monitoring::without_operator(text)?)?;
         files.push(file);
     }
     for version in VERSIONS {
@@ -62,6 +78,7 @@ pub fn manifests() -> anyhow::Result<()> {
         VERSIONS.join(" and "),
         rendered.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ")
     ));
+    say(&rules);
     Ok(())
 }
 
@@ -118,30 +135,40 @@ impl Tools {
             ]}}},
             "podAnnotations": {"a.example/b": "c"},
             "podLabels": {"team": "security"},
+            "podMonitor": {"enabled": true, "labels": {"release": "prometheus"}},
+            "prometheusRule": {"enabled": true, "labels": {"release": "prometheus"}},
+            "dashboard": {"enabled": true},
+            "networkPolicy": {"enabled": true, "namespace": "observability"},
         });
+        let unheard = json!({"config": {"metrics": {"listen": null}}});
         let refused = [
             json!({"nothing": 1}),
             json!({"image": {"digest": "latest"}}),
             json!({"maxUnavailable": 0}),
             json!({"seccompProfile": ""}),
+            json!({"podMonitor": {"enabled": true, "interval": "often"}}),
+            json!({"prometheusRule": {"enable": true}}),
         ];
-        let values = [json!({}), all];
+        let values = [json!({}), all, unheard];
         let lines: String = values.iter().chain(&refused).map(|one| format!("{one}\n")).collect();
         let mut helm = Command::new(&self.python)
             .args(["-c", include_str!("helm.py")])
             .arg(chart)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            // It tells of every symbolic link in the chart.
+            .stderr(Stdio::piped())
             .spawn()?;
         helm.stdin.take().context("no input")?.write_all(lines.as_bytes())?;
         let said = helm.wait_with_output()?;
-        ensure!(said.status.success(), "helm ended with {}", said.status);
+        let errors = String::from_utf8_lossy(&said.stderr);
+        ensure!(said.status.success(), "helm ended with {}: {errors}", said.status);
         let said = String::from_utf8(said.stdout)?;
         let mut said = said.lines().map(serde_json::from_str::<Value>);
         let lint = said.next().context("helm said nothing")??;
         ensure!(lint == json!([]), "helm lint: {lint}");
         let mut rendered = Vec::new();
-        for name in ["helm-defaults", "helm-all"] {
+        for name in ["helm-defaults", "helm-all", "helm-unheard"] {
             let one = said.next().context("a rendering is missing")??;
             let Some(files) = one["rendered"].as_object() else { bail!("{name}: {}", one["refused"]) };
             let yaml: Vec<_> = files
@@ -158,21 +185,27 @@ impl Tools {
         }
         let of_chart = pod(&rendered[0].1)?;
         ensure!(of_chart == *of_base, "the chart's pod is not that of kustomize/base:\n{of_chart:#}\nnot\n{of_base:#}");
+        // An agent that listens nowhere cannot be probed.
+        let unheard = pod(&rendered[2].1)?;
+        for key in ["ports", "livenessProbe", "readinessProbe"] {
+            ensure!(unheard["containers"][0].get(key).is_none(), "the chart has {key} though nothing listens");
+        }
         Ok(rendered)
     }
+}
+
+fn base_name(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
 }
 
 /// A kustomization of the base with a component.
 fn with_component(kustomize: &Path, component: &str) -> anyhow::Result<PathBuf> {
     // kustomize takes no absolute paths.
-    let dir = root().join("target/manifests").join(format!("with-{component}"));
+    let dir = root().join("target/manifests").join(format!("with-{}", base_name(component)));
     fs::create_dir_all(&dir)?;
     let up = "../../../deploy/kustomize";
     ensure!(dir.join(up).canonicalize()? == kustomize, "{} is not below the workspace", dir.display());
-    fs::write(
-        dir.join("kustomization.yaml"),
-        format!("resources: [{up}/base]\ncomponents: [{up}/components/{component}]\n"),
-    )?;
+    fs::write(dir.join("kustomization.yaml"), format!("resources: [{up}/base]\ncomponents: [{up}/{component}]\n"))?;
     Ok(dir)
 }
 
