@@ -169,6 +169,24 @@ impl Node {
     }
 }
 
+/// What kubelet says of a pod, once its probes have found it ready.
+///
+/// # Errors
+/// When they do not in time, with what kubelet says.
+pub fn ready(name: &str) -> anyhow::Result<Value> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let pod = find(name)?.with_context(|| format!("kubelet does not know {name}"))?;
+        let status = &pod["status"];
+        let conditions = status["conditions"].as_array().into_iter().flatten();
+        if conditions.into_iter().any(|one| one["type"] == "Ready" && one["status"] == "True") {
+            return Ok(pod["status"].clone());
+        }
+        anyhow::ensure!(Instant::now() < deadline, "pod {name} is not ready: {status}");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
 /// What kubelet says of a pod.
 fn find(name: &str) -> anyhow::Result<Option<Value>> {
     let full = format!("{name}-{NAME}");

@@ -39,6 +39,9 @@ pub fn deployed(node: &mut Node, _: &Options, checks: &mut Checks) -> anyhow::Re
         confined(id),
     );
 
+    let probed = pods::ready("detector");
+    checks.check("kubelet's probe finds it ready", probed.map(drop));
+
     node.plant(&pods::manifest("planted", pods::IDLE))?;
     let planted = place("manifests/planted.yaml");
     let alert = watch.find("static-pod, planted.yaml added", |alert| {
@@ -84,6 +87,8 @@ pub fn deployed(node: &mut Node, _: &Options, checks: &mut Checks) -> anyhow::Re
     });
     checks.check("an exec into the agent's own pod is an alert too", own.map(drop));
 
+    checks.check("its metrics have them, and its probes find it well", metrics());
+
     let stayed = || {
         let log = fs::read_to_string(log_of(&agent)?)?;
         let ready = log.lines().filter(|line| line.contains(" stderr F ready: ")).count();
@@ -96,6 +101,26 @@ pub fn deployed(node: &mut Node, _: &Options, checks: &mut Checks) -> anyhow::Re
     checks.check("it was never restarted, and reads all that it watches", stayed());
     node.remove_pods()?;
     checks.check("the seccomp profile of deploy/ lets it do the same", with_profile(node));
+    Ok(())
+}
+
+/// What Prometheus and probes see at the pod's own address.
+fn metrics() -> anyhow::Result<()> {
+    let status = pods::ready("detector")?;
+    ensure!(status["containerStatuses"][0]["restartCount"] == 0, "it was started again: {status}");
+    let address = status["podIP"].as_str().context("the pod has no address")?;
+    let get = |path: &str| text(curl(&[&format!("http://{address}:9469{path}")]));
+    for path in ["/livez", "/healthz"] {
+        let answer: Value = serde_json::from_str(&get(path)?)?;
+        equal(path, &answer["status"], "ok")?;
+    }
+    let metrics = get("/metrics")?;
+    for technique in ["static-pod", "container-exec"] {
+        let begin = format!("detector_alerts_total{{technique=\"{technique}\",");
+        let counts = metrics.lines().filter(|line| line.starts_with(&begin)).filter_map(|line| line.rsplit(' ').next());
+        let told: u64 = counts.filter_map(|count| count.parse::<u64>().ok()).sum();
+        ensure!(told > 0, "no alert of {technique} is counted:\n{metrics}");
+    }
     Ok(())
 }
 
