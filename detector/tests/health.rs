@@ -151,7 +151,8 @@ impl Agent {
         }
     }
 
-    /// Descriptors of the agent's links, by the program that each belongs to.
+    /// Descriptors of the agent's links.
+    #[cfg(target_arch = "x86_64")]
     fn links(&self) -> Vec<i32> {
         let fds = fs::read_dir(format!("/proc/{}/fdinfo", self.pid())).unwrap().map(|entry| entry.unwrap());
         let links = fds.filter(|fd| fs::read_to_string(fd.path()).is_ok_and(|info| info.contains("link_id:")));
@@ -259,6 +260,9 @@ fn a_hook_that_is_really_detached_is_said_by_probe_metric_and_standard_error() {
         hooks.map(|(_, value)| value).sum::<f64>()
     };
     let before = attached(&agent.samples());
+    // From outside nobody can: the kernel detaches no such link by its id.
+    let refused = detach(&agent, links[0]).unwrap_err();
+    assert!(matches!(refused.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EPERM)), "{refused}");
     call_in(agent.pid(), libc::SYS_close, u64::try_from(links[0]).unwrap());
     assert!(!agent.links().contains(&links[0]), "the descriptor is still open");
 
@@ -273,7 +277,25 @@ fn a_hook_that_is_really_detached_is_said_by_probe_metric_and_standard_error() {
     assert_eq!((attached(&samples), samples["detector_healthy"]), (before - 1.0, 0.0));
 }
 
-/// Makes a process of another make a system call.
+/// Asks the kernel to detach an agent's link by its id, as anybody with CAP_SYS_ADMIN can.
+#[cfg(target_arch = "x86_64")]
+fn detach(agent: &Agent, link: i32) -> std::io::Result<()> {
+    const LINK_GET_FD_BY_ID: i32 = 30;
+    const LINK_DETACH: i32 = 34;
+    let bpf = |command: i32, argument: u32| {
+        // Longer than what either command reads.
+        let mut attributes = [0_u32; 32];
+        attributes[0] = argument;
+        // SAFETY: the kernel reads that many bytes from there.
+        let done = unsafe { libc::syscall(libc::SYS_bpf, command, &raw const attributes, size_of_val(&attributes)) };
+        if done < 0 { Err(std::io::Error::last_os_error()) } else { Ok(u32::try_from(done).unwrap()) }
+    };
+    let info = fs::read_to_string(format!("/proc/{}/fdinfo/{link}", agent.pid())).unwrap();
+    let id = info.lines().find_map(|line| line.strip_prefix("link_id:")).unwrap().trim().parse().unwrap();
+    bpf(LINK_DETACH, bpf(LINK_GET_FD_BY_ID, id)?).map(drop)
+}
+
+/// Makes another process make a system call.
 #[cfg(target_arch = "x86_64")]
 fn call_in(process: Pid, number: i64, argument: u64) {
     let stopped = Stopped::main_thread(process);
