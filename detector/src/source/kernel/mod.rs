@@ -7,6 +7,7 @@ pub mod btf;
 pub mod hooks;
 mod links;
 mod ours;
+mod ring;
 mod skipped;
 
 pub use ours::objects;
@@ -19,7 +20,7 @@ use std::{
 
 use aya::{
     Btf, Ebpf, EbpfLoader, Endianness, Pod,
-    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf},
     programs::{BtfTracePoint, Program, ProgramError, tp_btf::BtfTracePointLinkId},
 };
 use bytes::{Bytes, BytesMut};
@@ -37,6 +38,7 @@ use crate::{
 };
 
 pub use links::Detached;
+pub use ring::Ring;
 
 /// The kernel programs. Aligned, because the ELF reader maps structures onto the bytes.
 static PROGRAMS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/detector-ebpf"));
@@ -118,19 +120,8 @@ pub struct Kernel {
     rings: [Ring; 2],
 }
 
-/// What the kernel puts before each record in a ring, and what records begin at a multiple of.
-const RING_HEADER: u64 = 8;
 /// How many bytes are set aside at once for copies of records.
 const COPIES: usize = 64 << 10;
-
-/// A ring buffer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ring {
-    pub name: &'static str,
-    /// Most bytes that were found in it at once since [`Kernel::rings`] was asked last.
-    pub filled: u64,
-    pub size: u64,
-}
 
 /// A raw record and its time, for ordering across the rings.
 pub struct Raw {
@@ -200,8 +191,7 @@ impl Kernel {
         }
         let links = Links::find(&ebpf, &hooks);
         let (alerting, context) = (take(&mut ebpf, "ALERTING")?, take(&mut ebpf, "CONTEXT")?);
-        let rings = [("alerting", &alerting), ("context", &context)];
-        let rings = rings.map(|(name, map)| Ring { name, filled: 0, size: ring_size(map) });
+        let rings = [Ring::new("alerting", &alerting), Ring::new("context", &context)];
         let no_writes = match hooks::NO_SYSCALLS {
             Some(reason) => Some(KernelError::NoSyscalls(reason)),
             None if precise || syscalls => None,
@@ -277,9 +267,7 @@ impl Kernel {
 
     /// The rings, and the most that was found in each at once since the last call.
     pub fn rings(&mut self) -> [Ring; 2] {
-        let rings = self.rings;
-        self.rings.iter_mut().for_each(|ring| ring.filled = 0);
-        rings
+        self.rings.each_mut().map(Ring::take)
     }
 
     /// Takes what the rings hold, in the order of time.
@@ -290,7 +278,7 @@ impl Kernel {
         for ((ring, alerting), shown) in rings.into_iter().zip(&mut self.rings) {
             let mut filled = 0;
             while let Some(item) = ring.next() {
-                filled += (item.len() as u64 + RING_HEADER).next_multiple_of(RING_HEADER);
+                filled += ring::taken_by(item.len());
                 if self.copies.capacity() < item.len() {
                     self.copies = BytesMut::with_capacity(COPIES.max(item.len()));
                 }
@@ -300,8 +288,7 @@ impl Kernel {
                 let time_ns = decode::header(&bytes).map_or(0, |header| header.time_ns);
                 out.push(Raw { time_ns, bytes, alerting });
             }
-            // What came while it was read counts too: more than there is room for it cannot be.
-            shown.filled = shown.filled.max(filled.min(shown.size));
+            shown.found(filled);
         }
         out.sort_by_key(|raw| raw.time_ns);
     }
@@ -542,14 +529,6 @@ fn key(inode: &InodeKey) -> WatchKey {
 
 fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, KernelError> {
     ebpf.take_map(name).ok_or(KernelError::Missing(name))
-}
-
-/// How many bytes a ring holds; 0 where the kernel does not tell.
-fn ring_size(map: &Map) -> u64 {
-    match map {
-        Map::RingBuf(data) => data.info().map_or(0, |info| info.max_entries().into()),
-        _ => 0,
-    }
 }
 
 fn map_error(name: &'static str, source: MapError) -> KernelError {
