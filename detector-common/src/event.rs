@@ -19,6 +19,8 @@ pub mod kind {
     pub const SOCKET: u16 = 24;
     pub const BPF: u16 = 27;
     pub const SIGNAL: u16 = 28;
+    pub const CONNECTION: u16 = 25;
+    pub const READ: u16 = 26;
     pub const CGROUP: u16 = 32;
     pub const NAMESPACES: u16 = 33;
     pub const CGROUP_MOVE: u16 = 34;
@@ -40,6 +42,7 @@ pub mod hook {
     pub const CGROUP_ATTACH: u16 = 10;
     pub const NAMESPACES: u16 = 11;
     pub const SIGNAL: u16 = 15;
+    pub const SOCKET_STATE: u16 = 12;
     pub const FILE_OPEN: u16 = 16;
     pub const INODE_CREATE: u16 = 17;
     pub const INODE_LINK: u16 = 18;
@@ -185,7 +188,8 @@ pub struct Exit {
 }
 
 /// A watched file, or a file below a watched directory, was opened for writing (`kind::OPEN`), written through a
-/// descriptor that is older than the watch (`kind::WRITE`), or mapped so that it can be written (`kind::MAP`). Tail: `path_len` bytes of path.
+/// descriptor that is older than the watch (`kind::WRITE`), or mapped so that it can be written (`kind::MAP`); or a secret was
+/// opened for reading (`kind::READ`). Tail: `path_len` bytes of path.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(FromBytes, IntoBytes, Immutable, KnownLayout))]
@@ -348,6 +352,34 @@ pub struct Socket {
     pub zero: u32,
 }
 
+/// What [`Connection`] tells of.
+pub mod connection {
+    /// The header's task connects.
+    pub const CONNECT: u32 = 1;
+    /// Somebody's connection was accepted. The kernel does that in the name of whoever runs: the header has the time alone.
+    pub const ACCEPT: u32 = 2;
+}
+
+/// A TCP connection from or to an address that is of interest. IPv4 addresses are IPv4-mapped ones.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(FromBytes, IntoBytes, Immutable, KnownLayout))]
+pub struct Connection {
+    pub header: Header,
+    /// All zero where one that connects has not been given an address yet.
+    pub local: [u8; 16],
+    pub remote: [u8; 16],
+    /// 0 where one that connects has not been given one yet.
+    pub local_port: u16,
+    pub remote_port: u16,
+    /// One of [`connection`].
+    pub act: u32,
+    /// Why it is of interest: flags of [`crate::endpoint`].
+    pub endpoint: u32,
+    /// Inode number of the network namespace.
+    pub net_ns: u32,
+}
+
 /// An io_uring request that can change a directory or open a file was submitted.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -418,6 +450,7 @@ const _: () = assert!(size_of::<Ptrace>() == 72 + 16);
 const _: () = assert!(size_of::<Socket>() == 72 + 20 + ADDRESS_MAX);
 const _: () = assert!(size_of::<Bpf>() == 72 + 16);
 const _: () = assert!(size_of::<Signal>() == 72 + 32);
+const _: () = assert!(size_of::<Connection>() == 72 + 48 && core::mem::offset_of!(Connection, local) % 8 == 0);
 const _: () = assert!(size_of::<IoUring>() == 72 + 8);
 const _: () = assert!(size_of::<Namespaces>() == 72 + 32);
 const _: () = assert!(size_of::<CgroupMove>() == 72 + 24);

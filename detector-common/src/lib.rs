@@ -30,7 +30,89 @@ pub mod watch {
     pub const OWN: u32 = 1 << 10;
     /// No inode's: the acting task lives in a pod's sandbox.
     pub const SANDBOX: u32 = 1 << 6;
+    /// The file is in the `SECRETS` map, or its file system is: it was opened for reading.
+    pub const READ: u32 = 1 << 7;
 }
+
+/// What an address is to the agent: flags of the value in the `ENDPOINTS` map.
+pub mod endpoint {
+    /// An API server answers there: who connects is context.
+    pub const API: u32 = 1 << 0;
+    /// This node's API server listens there: accepted connections are reported.
+    pub const SERVER: u32 = 1 << 1;
+    /// This node's etcd serves clients there: who connects is reported.
+    pub const ETCD: u32 = 1 << 2;
+    /// No address's: this node's API server itself connects.
+    pub const CLIENT: u32 = 1 << 3;
+}
+
+/// Key of the `ENDPOINTS` map.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EndpointKey {
+    /// The sixteen bytes of an IPv6 address, or of an IPv4-mapped one.
+    pub address: [u64; 2],
+    /// In host byte order.
+    pub port: u32,
+    /// Inode number of the network namespace for loopback addresses, which are others in each; 0 for all others.
+    pub net_ns: u32,
+}
+
+impl EndpointKey {
+    /// Of an address as it stands in memory.
+    #[must_use]
+    pub const fn new(address: [u64; 2], port: u16, net_ns: u32) -> Self {
+        let net_ns = if Self::is_loopback(address) { net_ns } else { 0 };
+        Self { address, port: port as u32, net_ns }
+    }
+
+    /// `::1`, or an IPv4-mapped one in 127.0.0.0/8.
+    #[must_use]
+    pub const fn is_loopback(address: [u64; 2]) -> bool {
+        // In network order, whatever the host's: `::1` ends with the byte 1; mapped ones have 00 00 ff ff 7f.
+        let last = u64::from_be(address[1]);
+        address[0] == 0 && (last == 1 || last >> 24 == 0x00ff_ff7f)
+    }
+}
+
+/// Most addresses of interest: API servers and etcd, on each address of the node.
+pub const ENDPOINTS_MAX: u32 = 1024;
+
+/// Most API servers on a node whose own connections are reported.
+pub const SERVERS_MAX: u32 = 64;
+
+/// Most secrets: token volumes, kubeconfigs, keys, etcd's files.
+pub const SECRETS_MAX: u32 = 16_384;
+
+/// Bits in `SECRET_BITS`. An open of a file whose bit is not set is none of a secret, and costs no hash look-up.
+pub const SECRET_BITS: u32 = 4096;
+
+/// The bit of an inode, or of a whole file system by its device and inode 0.
+#[must_use]
+#[inline(always)]
+pub const fn secret_bit(key: &WatchKey) -> u32 {
+    // Fibonacci hashing: the upper bits are the mixed ones.
+    let mixed = (key.ino ^ (key.dev as u64) << 40 ^ key.dev as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (mixed >> 52) as u32
+}
+
+/// Key of the `RECENT` map: what was reported a moment ago and is not reported again.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RecentKey {
+    /// An address, or a file.
+    pub what: [u64; 2],
+    /// The process; 0 for accepted connections.
+    pub tgid: u32,
+    /// The port, or `u32::MAX` for a file.
+    pub port: u32,
+}
+
+/// How many of them are remembered.
+pub const RECENT_MAX: u32 = 4096;
+
+/// For how long, in ns.
+pub const RECENT_NS: u64 = 1_000_000_000;
 
 /// Key of the `WATCHED` map: an inode as the kernel names it.
 #[repr(C)]
@@ -73,8 +155,12 @@ pub mod setting {
     pub const DENY: u32 = 6;
     /// Non-zero: there are sandboxes, so who opens a file for writing is looked at.
     pub const SANDBOXES: u32 = 7;
+    /// Bit 0: there are secrets, so opens for reading are looked at; bit 1: at `sys_exit` too.
+    pub const READS: u32 = 8;
+    /// Non-zero: there are addresses of interest, so connections are looked at.
+    pub const CONNECTIONS: u32 = 9;
     /// How many slots there are.
-    pub const COUNT: u32 = 8;
+    pub const COUNT: u32 = 10;
 }
 
 /// Slots of per-CPU memory in which records with a tail are put together: one a reporter, so that one that interrupts

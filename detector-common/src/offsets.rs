@@ -121,6 +121,14 @@ offsets! {
     cgroup_root = "cgroup"."root";
     cgroup_root_hierarchy = "cgroup_root"."hierarchy_id";
     kn_id = "kernfs_node"."id";
+    sock_family = "sock_common"."skc_family";
+    sock_daddr = "sock_common"."skc_daddr";
+    sock_rcv_saddr = "sock_common"."skc_rcv_saddr";
+    sock_v6_daddr = "sock_common"."skc_v6_daddr";
+    sock_v6_rcv_saddr = "sock_common"."skc_v6_rcv_saddr";
+    sock_dport = "sock_common"."skc_dport";
+    sock_num = "sock_common"."skc_num";
+    sock_net = "sock_common"."skc_net.net";
     x86_regs_orig_ax = "pt_regs"."orig_ax";
     x86_regs_bx = "pt_regs"."bx";
     x86_regs_cx = "pt_regs"."cx";

@@ -92,6 +92,17 @@ impl Typed {
     }
 }
 
+impl Typed {
+    /// An argument of an LSM or fentry program.
+    ///
+    /// # Safety
+    /// `pointer` was loaded from the program's context, and points to the structure that the offsets are resolved in.
+    #[inline(always)]
+    pub unsafe fn new(pointer: *const u8) -> Self {
+        Self(pointer)
+    }
+}
+
 impl Structure for Typed {
     #[inline(always)]
     fn field<T: Copy>(self, offset: usize) -> T {
@@ -136,6 +147,8 @@ pub enum Detail {
     Fork,
     /// Which process, and when.
     Exit,
+    /// When: what happens is not the current task's doing.
+    Nobody,
 }
 
 /// Writes a record's header about `task`, which is the current one.
@@ -143,19 +156,20 @@ pub enum Detail {
 /// What cannot be read is zero: a header is worth more than none.
 #[inline(always)]
 pub fn header(out: *mut Header, kind: u16, hook: u16, task: impl Structure, detail: Detail) {
-    let id = current_id();
+    let nobody = detail == Detail::Nobody;
+    let id = if nobody { 0 } else { current_id() };
     // SAFETY: `out` points to a header's worth of map or ring-buffer memory; the helpers have no preconditions.
     unsafe {
         (*out).kind = kind;
         (*out).hook = hook;
         (*out).len = 0;
         (*out).time_ns = bpf_ktime_get_boot_ns();
-        (*out).start_ns = task.to(offset!(task_leader)).field(offset!(task_start));
+        (*out).start_ns = if nobody { 0 } else { task.to(offset!(task_leader)).field(offset!(task_start)) };
         (*out).tgid = (id >> 32) as u32;
         (*out).tid = id as u32;
         // The name as two words: it lies on an 8-byte boundary, which its type does not say.
         let comm = (&raw mut (*out).comm).cast::<[u64; 2]>();
-        if detail == Detail::Exit {
+        if detail == Detail::Exit || nobody {
             (*out).cgroup = 0;
             (*out).uid = 0;
             (*out).login_uid = u32::MAX;

@@ -7,6 +7,7 @@
 mod bpf;
 mod cgroup;
 mod change;
+mod connection;
 mod emit;
 mod entry;
 mod floor;
@@ -19,6 +20,8 @@ mod open;
 mod path;
 mod process;
 mod ptrace;
+mod recent;
+mod secrets;
 mod security;
 mod signal;
 mod socket;

@@ -2,11 +2,11 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
 };
 use detector_common::{
-    KernelOffsets, OURS_MAX, PROTECTED_MAX, SANDBOXES_MAX, TRUSTED_MAX, WATCHED_MAX, WatchKey, hook, scratch, setting,
-    syscall,
+    ENDPOINTS_MAX, EndpointKey, KernelOffsets, OURS_MAX, PROTECTED_MAX, RECENT_MAX, RecentKey, SANDBOXES_MAX,
+    SECRET_BITS, SECRETS_MAX, SERVERS_MAX, TRUSTED_MAX, WATCHED_MAX, WatchKey, hook, scratch, setting, syscall,
 };
 
 /// Field offsets of the running kernel. Read-only once loaded, so the verifier sees constants.
@@ -56,6 +56,26 @@ pub static GUARD: ProgramArray = ProgramArray::with_max_entries(1, 0);
 /// Cgroups of the pods' sandboxes, in which nothing but a pause process should live.
 #[map]
 pub static SANDBOXES: HashMap<u64, u32> = HashMap::with_max_entries(SANDBOXES_MAX, 0);
+
+/// Files, and by inode 0 whole file systems, whose opens for reading are reported.
+#[map]
+pub static SECRETS: HashMap<WatchKey, u32> = HashMap::with_max_entries(SECRETS_MAX, 0);
+
+/// A bit for each of [`SECRETS`], by [`detector_common::secret_bit`]; in one value, so that there is one look-up.
+#[map]
+pub static SECRET_WORDS: Array<[u64; SECRET_BITS as usize / 64]> = Array::with_max_entries(1, 0);
+
+/// Addresses whose connections are reported, and what they are ([`detector_common::endpoint`]).
+#[map]
+pub static ENDPOINTS: HashMap<EndpointKey, u32> = HashMap::with_max_entries(ENDPOINTS_MAX, 0);
+
+/// Thread groups of this node's API servers, whose own connections are reported.
+#[map]
+pub static SERVERS: HashMap<u32, u32> = HashMap::with_max_entries(SERVERS_MAX, 0);
+
+/// When what anybody may repeat at will was last reported.
+#[map]
+pub static RECENT: LruHashMap<RecentKey, u64> = LruHashMap::with_max_entries(RECENT_MAX, 0);
 
 /// Written by the agent while it runs ([`setting`]).
 #[map]

@@ -1,4 +1,4 @@
-//! Files opened for writing, or mapped so that they can be written.
+//! Files opened for writing, or mapped so that they can be written; secrets opened for reading.
 
 use core::ffi::c_void;
 
@@ -7,16 +7,19 @@ use aya_ebpf::{
     macros::{fentry, kprobe, lsm},
     programs::{FEntryContext, LsmContext, ProbeContext},
 };
-use detector_common::{DENIED, Open, hook, kind, scratch, watch};
+use detector_common::{DENIED, Open, hook, kind, scratch, setting, watch};
 
 use crate::{
     emit::{self, Ring},
-    kernel::{self, Detail, Ptr, current, load},
-    maps::{Scratch, offset},
-    path,
+    kernel::{self, Detail, Ptr, Structure, Typed, current},
+    maps::{Scratch, offset, setting},
+    path, secrets,
     security::{self, May},
     watched,
 };
+
+/// `file->f_mode`: opened for reading.
+pub const FMODE_READ: u32 = 1 << 0;
 
 /// `file->f_mode`: opened for writing.
 pub const FMODE_WRITE: u32 = 1 << 1;
@@ -43,13 +46,18 @@ pub fn report<const STEPS: u32>(
 ) -> bool {
     const BODY: usize = size_of::<Open>();
     let record = scratch.cast::<Open>();
+    // A secret is reported whatever else it is. By a bit that no other kind here has, and not by a branch, each side of which the
+    // verifier would follow.
+    const BIT: u16 = 1 << 3;
+    const { assert!(kind::READ & BIT != 0 && (kind::OPEN | kind::WRITE | kind::MAP) & BIT == 0) };
+    let secret = u32::from(by.kind & BIT) * (watch::READ / BIT as u32);
     // SAFETY: `record` lies in a scratch slot.
-    let Some(found) = (unsafe { watched::file(file, &raw mut (*record).watch) }) else { return false };
+    let Some(found) = (unsafe { watched::file(file, &raw mut (*record).watch, secret) }) else { return false };
     kernel::header(record.cast(), by.kind, by.hook, task, Detail::Full);
     // SAFETY: `record` lies in a scratch slot.
     let path = unsafe { path::Length::new(&raw mut (*record).path_len) };
     let mut flags = path::write::<STEPS>(file, scratch, BODY, path);
-    let denied = security::denies(may, task, found.watch);
+    let denied = by.kind != kind::READ && security::denies(may, task, found.watch);
     if denied {
         flags |= DENIED;
     }
@@ -59,9 +67,9 @@ pub fn report<const STEPS: u32>(
         (*record).parent_ino = found.parent_ino;
         (*record).dev = found.key.dev;
         (*record).syscall = by.syscall;
+        (*record).watch = found.watch;
         (*record).mode = mode;
         (*record).open_flags = file.read(offset!(file_flags));
-        (*record).watch = found.watch;
         (*record).flags = flags;
         (*record).zero = [0; 6];
     }
@@ -72,10 +80,22 @@ pub fn report<const STEPS: u32>(
 }
 
 /// `security_file_open(struct file *file)`, with this one argument since 4.19. The file is there and its mode is known;
-/// nothing can have been written.
+/// nothing can have been read or written.
 #[inline(always)]
-fn opened(file: Ptr, mode: u32, may: May) -> bool {
-    claimed(kind::OPEN, hook::FILE_OPEN, scratch::FILE_OPEN, file, mode, may)
+fn opened(file: impl Structure, may: May) -> bool {
+    // Runs for every open on the node.
+    let mode: u32 = file.field(offset!(file_mode));
+    let kind = if mode & FMODE_READ != 0 && setting(setting::READS) != 0 && secrets::is(file) {
+        if !secrets::is_news(file) {
+            return false;
+        }
+        kind::READ
+    } else if mode & FMODE_WRITE != 0 {
+        kind::OPEN
+    } else {
+        return false;
+    };
+    claimed(kind, hook::FILE_OPEN, scratch::FILE_OPEN, file.address(), mode, may)
 }
 
 /// Reports in a scratch slot that no other run of this hook writes to.
@@ -91,38 +111,27 @@ fn claimed(kind: u16, hook: u16, first: u32, file: Ptr, mode: u32, may: May) -> 
     denied
 }
 
-/// The mode of a BTF-typed argument, read directly: this runs for every open on the node.
+/// The `struct file *` of an LSM or fentry program, read directly.
 #[inline(always)]
-fn mode_of(ctx: *mut c_void) -> (Ptr, u32) {
+fn typed(ctx: *mut c_void) -> Typed {
     // SAFETY: the first argument of the hooked function is a `struct file *`.
-    unsafe {
-        let file = *ctx.cast::<*const u8>();
-        (Ptr(file as usize), load(file, offset!(file_mode)))
-    }
+    unsafe { Typed::new(*ctx.cast::<*const u8>()) }
 }
 
 #[lsm]
 pub fn lsm_file_open(ctx: LsmContext) -> i32 {
-    let (file, mode) = mode_of(ctx.as_ptr());
-    if mode & FMODE_WRITE == 0 { 0 } else { security::verdict(opened(file, mode, May::Deny)) }
+    security::verdict(opened(typed(ctx.as_ptr()), May::Deny))
 }
 
 #[fentry]
 pub fn fentry_file_open(ctx: FEntryContext) -> i32 {
-    let (file, mode) = mode_of(ctx.as_ptr());
-    if mode & FMODE_WRITE != 0 {
-        opened(file, mode, May::Look);
-    }
+    opened(typed(ctx.as_ptr()), May::Look);
     0
 }
 
 #[kprobe]
 pub fn kprobe_file_open(ctx: ProbeContext) -> u32 {
-    let file = Ptr(ctx.arg(0).unwrap_or(0));
-    let mode = file.read(offset!(file_mode));
-    if mode & FMODE_WRITE != 0 {
-        opened(file, mode, May::Look);
-    }
+    opened(Ptr(ctx.arg(0).unwrap_or(0)), May::Look);
     0
 }
 

@@ -1,4 +1,4 @@
-//! Successful system calls that open for writing, name paths, mount, or complete a change.
+//! Successful system calls that open for writing, or secrets for reading, name paths, mount, or complete a change.
 //!
 //! The hook runs at `sys_exit`: the kernel has done the thing, and its own structures say to what. A descriptor is
 //! resolved through the task's file table to the real inode, so there is no window between check and use.
@@ -20,8 +20,8 @@ use crate::{
     kernel::{self, Detail, Ptr, arg, current, current_id, load},
     maps::{GUARD, SCRATCH_LEN, Scratch, Touch, argument_offset, masked, offset, setting, syscall_class},
     namespaces,
-    open::{self, FMODE_WRITE, Reporter},
-    ptrace,
+    open::{self, FMODE_READ, FMODE_WRITE, Reporter},
+    ptrace, secrets,
     security::May,
     socket, watched,
 };
@@ -61,8 +61,9 @@ pub fn sys_exit(ctx: BtfTracePointContext) -> i32 {
     if other(native) | other(compat) == 0 && watched::touches() == 0 {
         return 0;
     }
+    let secret = (about_class(native) | about_class(compat)) & about::OPENS != 0 && is_secret(ret as u32);
     // The bulk: opens for reading only. The flags are the kernel's own copy of the register.
-    if compat == class::NONE && (native == class::OPENAT || native == class::OPEN) {
+    if !secret && compat == class::NONE && (native == class::OPENAT || native == class::OPEN) {
         // SAFETY: as above.
         let flags = unsafe {
             if native == class::OPENAT {
@@ -75,7 +76,11 @@ pub fn sys_exit(ctx: BtfTracePointContext) -> i32 {
             return 0;
         }
     }
-    dispatch(Ptr(regs as usize), ret, number);
+    let Some(scratch) = emit::scratch(scratch::SYSCALL_PATHS) else { return 0 };
+    let kind = kind::OPEN + u16::from(secret) * (kind::READ - kind::OPEN);
+    // SAFETY: the slot is longer.
+    unsafe { core::ptr::write_volatile(kind_in(scratch), kind) };
+    dispatch(Ptr(regs as usize), ret, number, scratch);
     0
 }
 
@@ -95,6 +100,23 @@ pub fn sys_exit_guard(ctx: BtfTracePointContext) -> i32 {
         _ => {}
     }
     0
+}
+
+/// Whether the descriptor that an open gave is a secret's, and can be read from.
+#[inline(always)]
+fn is_secret(fd: u32) -> bool {
+    if setting(setting::READS) & 2 == 0 {
+        return false;
+    }
+    let file = kernel::file_of(current(), fd);
+    file.read::<u32>(offset!(file_mode)) & FMODE_READ != 0 && secrets::is(file)
+}
+
+/// [`ABOUT`] a class.
+#[inline(always)]
+fn about_class(class: u8) -> u8 {
+    // SAFETY: the mask keeps the index inside the table.
+    unsafe { core::ptr::read_volatile((&raw const ABOUT).cast::<u8>().add(masked::<63>(u64::from(class)))) }
 }
 
 /// A system call on its way out.
@@ -192,15 +214,12 @@ static ABOUT: [u8; 64] = {
 };
 
 #[inline(always)]
-fn dispatch(regs: Ptr, ret: i64, number: usize) {
+fn dispatch(regs: Ptr, ret: i64, number: usize, scratch: *mut Scratch) {
     let task = current();
     let is_compat = task.read::<u32>(offset!(task_ti_status)) >> TS_COMPAT_BIT & 1;
     let class = syscall_class(number + TABLE * is_compat as usize);
-    // SAFETY: the mask keeps the index inside the table.
-    let about =
-        unsafe { core::ptr::read_volatile((&raw const ABOUT).cast::<u8>().add(masked::<63>(u64::from(class)))) };
+    let about = about_class(class);
     let call = Call { regs, number: number as u32, class, compat: is_compat };
-    let Some(scratch) = emit::scratch(scratch::SYSCALL_PATHS) else { return };
     // Where it is there for writes alone, security hooks see the rest.
     let all = setting(setting::WRITES_ONLY) == 0;
     // SAFETY: the slot is longer than the record and a touch behind it.
@@ -224,16 +243,17 @@ fn dispatch(regs: Ptr, ret: i64, number: usize) {
     // One call of each reporter: the verifier follows every call on its own.
     let tracked = about & about::WRITES != 0 && changed == 0 && setting(setting::TRACK_WRITES) != 0;
     if tracked || all && about & about::OPENS != 0 {
-        let (kind, fd) = if tracked { (kind::WRITE, call.number_arg()) } else { (kind::OPEN, ret as u64) };
-        // Through map memory: both go one way from here.
+        // Through map memory, where an open's kind stands already: both go one way from here.
         // SAFETY: the slot is longer than the record and a touch behind it, and nobody needs that any more.
-        let (kind, fd) = unsafe {
-            let way = scratch.cast::<u8>().add(TOUCH_AT).cast::<[u32; 2]>();
-            core::ptr::write_volatile(way, [u32::from(kind), fd as u32]);
-            let [kind, fd] = core::ptr::read_volatile(way);
-            (kind as u16, fd)
+        let fd = unsafe {
+            let way = scratch.cast::<u8>().add(TOUCH_AT).cast::<u32>();
+            core::ptr::write_volatile(way, if tracked { call.number_arg() as u32 } else { ret as u32 });
+            if tracked {
+                core::ptr::write_volatile(kind_in(scratch), kind::WRITE);
+            }
+            core::ptr::read_volatile(way)
         };
-        open(task, &call, kind, fd);
+        open(task, &call, scratch, fd);
         return;
     }
     let alerting = changed | u32::from(about & about::MOUNTS);
@@ -246,12 +266,26 @@ fn dispatch(regs: Ptr, ret: i64, number: usize) {
 /// Where in its slot what a thread touched is kept: behind the longest record.
 const TOUCH_AT: usize = SCRATCH_LEN - size_of::<Touch>();
 
-/// Reports a descriptor whose file is watched: one just opened for writing, or one just written through.
+/// Where before that it is kept what an open is to be reported as.
 #[inline(always)]
-fn open(task: Ptr, call: &Call, kind: u16, fd: u32) {
+fn kind_in(scratch: *mut Scratch) -> *mut u16 {
+    // SAFETY: inside the slot.
+    unsafe { scratch.cast::<u8>().add(TOUCH_AT - size_of::<u64>()).cast() }
+}
+
+/// Reports a descriptor whose file is watched: one just opened for writing, or one just written through; or that of a secret.
+/// Which of them, stands in the slot of the path calls.
+#[inline(always)]
+fn open(task: Ptr, call: &Call, paths: *mut Scratch, fd: u32) {
+    // SAFETY: inside the slot. Read twice: the verifier knows nothing of what it is after the first time.
+    let kind = || unsafe { core::ptr::read_volatile(kind_in(paths)) };
     let file = kernel::file_of(task, fd);
     let mode: u32 = file.read(offset!(file_mode));
-    if mode & (FMODE_WRITE | FMODE_CREATED) == 0 {
+    if kind() == kind::READ {
+        if !secrets::is_news(file) {
+            return;
+        }
+    } else if mode & (FMODE_WRITE | FMODE_CREATED) == 0 {
         // Read-only and nothing made: only truncation is left, which is in the flags.
         let mut flags = call.number_arg();
         if call.class == class::OPENAT2 {
@@ -262,7 +296,7 @@ fn open(task: Ptr, call: &Call, kind: u16, fd: u32) {
         }
     }
     let Some(scratch) = emit::scratch(scratch::SYSCALL_OPEN) else { return };
-    let by = Reporter { kind, hook: hook::SYS_EXIT, syscall: call.number };
+    let by = Reporter { kind: kind(), hook: hook::SYS_EXIT, syscall: call.number };
     open::report::<STEPS>(task, file, mode, scratch, &by, May::Look);
 }
 

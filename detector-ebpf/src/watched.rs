@@ -35,18 +35,21 @@ pub struct Match {
 
 /// Compares the file's inode, its directory's, and as many further ancestors as the agent asks for.
 ///
-/// `seen` is where the flags come together: in map memory, so that the verifier takes one round of the loop for the other.
+/// `already` are flags that it has in any case. `seen` is where the flags come together: in map memory, so that the verifier takes one round of the loop for the other.
 ///
 /// # Safety
 /// `seen` points to a field of a record in a scratch slot.
 #[inline(always)]
-pub unsafe fn file(file: Ptr, seen: *mut u32) -> Option<Match> {
+pub unsafe fn file(file: Ptr, seen: *mut u32, already: u32) -> Option<Match> {
     // SAFETY: promised by the caller.
     let add = |flags: u32| unsafe { core::ptr::write_volatile(seen, core::ptr::read_volatile(seen) | flags) };
     let inode = file.follow(offset!(file_inode));
     let key = WatchKey::new(inode.follow(offset!(inode_sb)).read(offset!(sb_dev)), inode.read(offset!(inode_ino)));
     // SAFETY: as above.
-    unsafe { core::ptr::write_volatile(seen, flags(&key).unwrap_or(0) & (watch::FILE | watch::STORE | watch::OWN)) };
+    unsafe {
+        let flags = flags(&key).unwrap_or(0) & (watch::FILE | watch::STORE | watch::OWN);
+        core::ptr::write_volatile(seen, already | flags);
+    }
     add(sandbox());
     /// `S_IFMT` and `S_IFBLK` of `inode->i_mode`.
     const TYPE: u16 = 0o170_000;

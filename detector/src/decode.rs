@@ -20,6 +20,8 @@ pub enum Event {
     Write(Open),
     /// Mapped so that it can be written.
     Map(Open),
+    /// A secret, opened for reading.
+    Read(Open),
     Change(wire::Change),
     Path(PathCall),
     /// A security hook: about to happen.
@@ -33,6 +35,8 @@ pub enum Event {
     Bpf(wire::Bpf),
     /// A signal for the agent.
     Signal(wire::Signal),
+    /// A TCP connection from or to an address of interest.
+    Connection(wire::Connection),
     Cgroup {
         event: wire::Cgroup,
         path: String,
@@ -104,14 +108,14 @@ pub enum DecodeError {
 }
 
 impl Event {
-    /// The acting task. For a fork: the parent.
+    /// The acting task. For a fork: the parent. For an accepted connection: nobody.
     #[must_use]
     pub fn header(&self) -> &wire::Header {
         match self {
             Self::Exec(e) => &e.event.header,
             Self::Fork(e) => &e.header,
             Self::Exit(e) => &e.header,
-            Self::Open(e) | Self::Write(e) | Self::Map(e) => &e.event.header,
+            Self::Open(e) | Self::Write(e) | Self::Map(e) | Self::Read(e) => &e.event.header,
             Self::Entry(e) => &e.header,
             Self::Change(e) => &e.header,
             Self::Path(e) => &e.event.header,
@@ -120,6 +124,7 @@ impl Event {
             Self::Socket(e) => &e.header,
             Self::Bpf(e) => &e.header,
             Self::Signal(e) => &e.header,
+            Self::Connection(e) => &e.header,
             Self::Cgroup { event, .. } => &event.header,
             Self::CgroupGone(e) => &e.header,
             Self::CgroupMove(e) => &e.header,
@@ -160,7 +165,7 @@ pub fn event(raw: &[u8]) -> Result<Event, DecodeError> {
         }
         kind::FORK => Ok(Event::Fork(fixed(raw, kind)?.0)),
         kind::EXIT => Ok(Event::Exit(fixed(raw, kind)?.0)),
-        kind::OPEN | kind::WRITE | kind::MAP => {
+        kind::OPEN | kind::WRITE | kind::MAP | kind::READ => {
             let (event, rest) = fixed::<wire::Open>(raw, kind)?;
             let (path, _) = tail(rest, event.path_len, kind)?;
             let path = walked_path(path, event.flags & wire::PATH_TRUNCATED != 0);
@@ -168,6 +173,7 @@ pub fn event(raw: &[u8]) -> Result<Event, DecodeError> {
             Ok(match kind {
                 kind::OPEN => Event::Open(open),
                 kind::WRITE => Event::Write(open),
+                kind::READ => Event::Read(open),
                 _ => Event::Map(open),
             })
         }
@@ -189,6 +195,7 @@ pub fn event(raw: &[u8]) -> Result<Event, DecodeError> {
         kind::SOCKET => Ok(Event::Socket(fixed(raw, kind)?.0)),
         kind::BPF => Ok(Event::Bpf(fixed(raw, kind)?.0)),
         kind::SIGNAL => Ok(Event::Signal(fixed(raw, kind)?.0)),
+        kind::CONNECTION => Ok(Event::Connection(fixed(raw, kind)?.0)),
         kind::IO_URING => Ok(Event::IoUring(fixed(raw, kind)?.0)),
         kind::CGROUP => {
             let (event, rest) = fixed::<wire::Cgroup>(raw, kind)?;
@@ -219,6 +226,7 @@ pub fn hook_name(hook: u16) -> &'static str {
         hook::CGROUP_RMDIR => "cgroup-gone",
         hook::CGROUP_ATTACH => "cgroup-move",
         hook::NAMESPACES => "namespaces",
+        hook::SOCKET_STATE => "connection",
         hook::FILE_OPEN => "file-open",
         hook::INODE_CREATE => "inode-create",
         hook::INODE_LINK => "inode-link",
@@ -285,6 +293,7 @@ mod tests {
     use crate::{
         record::InodeKey,
         testing::{self, Actor, DIR, FILE, Noise},
+        testing_control as control,
     };
 
     fn every_kind() -> Vec<bytes::Bytes> {
@@ -304,6 +313,9 @@ mod tests {
             testing::bpf(child, 14, wire::object::MAP, 5),
             testing::signal(child, 9, 0),
             testing::namespaces(child, 77, 78, wire::Shared { net: 79, ..wire::Shared::default() }),
+            control::read(child, FILE, "/run/token"),
+            control::connect(child, "10.0.0.1:443", wire::endpoint::API),
+            control::accept("[2001:db8::7]:5000", "10.0.0.5:6443"),
         ]
     }
 
@@ -331,6 +343,13 @@ mod tests {
         assert_eq!((signal.signal, signal.code, signal.target_tgid), (9, 0, testing::AGENT));
         let Event::Namespaces(entered) = &events[13] else { panic!("{events:?}") };
         assert_eq!((entered.mnt, entered.pid_children, entered.shared.net), (77, 78, 79));
+        let Event::Read(read) = &events[12] else { panic!("{events:?}") };
+        assert_eq!((read.event.watch, read.path.as_str()), (wire::watch::READ, "/run/token"));
+        let Event::Connection(made) = &events[13] else { panic!("{events:?}") };
+        assert_eq!(crate::record::sense::address(&made.remote, made.remote_port), "10.0.0.1:443");
+        let Event::Connection(accepted) = &events[14] else { panic!("{events:?}") };
+        assert_eq!(accepted.act, wire::connection::ACCEPT);
+        assert_eq!(crate::record::sense::address(&accepted.remote, accepted.remote_port), "[2001:db8::7]:5000");
     }
 
     #[test]

@@ -134,6 +134,19 @@ pub fn doctor(options: &Options) -> anyhow::Result<ExitCode> {
         (false, _) => ("none", "needs the hooks exec, fork and cgroup, and a v2 cgroup hierarchy"),
     };
     writeln!(report, "  {mark:<10} malicious-pause-container: {verdict}")?;
+    let (mark, verdict) = match (has("file-open") || has("syscall"), has("connection")) {
+        (true, true) => {
+            ("ok", "who reads tokens, kubeconfigs and keys is named, and who then connects to an API server")
+        }
+        (true, false) => ("part", "who reads tokens, kubeconfigs and keys is named; who uses them is not seen"),
+        (false, _) => ("none", "needs the hook file-open or syscall"),
+    };
+    writeln!(report, "  {mark:<10} container-service-account: {verdict}")?;
+    let (mark, verdict) = match has("connection") {
+        true => ("ok", "etcd's clients, where this node's API server connects and whom it accepts are seen"),
+        false => ("none", "needs the hook connection: etcd's clients, and whom the API server talks to, are not seen"),
+    };
+    writeln!(report, "  {mark:<10} control plane: {verdict}")?;
     std::io::stdout().write_all(report.as_bytes())?;
     Ok(if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -37,6 +37,8 @@ pub mod source;
 pub mod syscalls;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod testing_control;
 pub mod trace;
 pub mod triage;
 mod yaml;

@@ -5,9 +5,10 @@ use crate::{
     context::{Context, container::Container},
     decode,
     detect::{
-        Detector, Finding, around::Around, blocked::Blocked, container_exec::ContainerExec,
+        Detector, Finding, around::Around, blocked::Blocked, container_exec::ContainerExec, etcd_client::EtcdClient,
         image_arrival::ImageArrivals, impair::Impair, kind_bit, operator::Operator, pause::Pause,
-        static_pod::StaticPod, supply_chain::SupplyChain, tamper::Tamper,
+        public_api::PublicApi, service_account::ServiceAccount, static_pod::StaticPod, supply_chain::SupplyChain,
+        tamper::Tamper, webhook_address::WebhookAddress,
     },
     record::{Body, Record},
 };
@@ -47,6 +48,10 @@ impl Pipeline {
             Box::<SupplyChain>::default(),
             Box::<Operator>::default(),
             Box::<Tamper>::default(),
+            Box::<ServiceAccount>::default(),
+            Box::<EtcdClient>::default(),
+            Box::<WebhookAddress>::default(),
+            Box::<PublicApi>::default(),
         ];
         Self {
             context: Context::default(),

@@ -6,6 +6,7 @@
 pub(crate) mod form;
 mod node;
 mod rules;
+pub mod sense;
 
 use std::fmt;
 
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 pub use node::*;
 pub use rules::*;
+pub use sense::{Component, ComponentKind, Components, Endpoint, EndpointRole, Secret, SecretKind};
 
 /// Nanoseconds of `CLOCK_BOOTTIME` of the recorded host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -97,6 +99,10 @@ pub enum Body {
     Executed(Box<ExecutedFile>),
     /// Which pause image a runtime is told to use, at start and whenever it changes.
     PauseConfig(Box<PauseConfig>),
+    /// A file or file system of secrets came to be watched, or is gone.
+    Secret(Box<Secret>),
+    /// Which parts of Kubernetes' control plane run here, and where they and the cluster's API servers listen; whenever it changes.
+    Components(Box<Components>),
     /// Records were lost.
     Loss(Box<Loss>),
     /// Time passes; sent by the live source about once a second so that windows close on an idle node.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     context::image,
-    detect::technique,
+    detect::{network, technique},
     sink::{Form, Spec},
     source::{kernel::hooks::HOOKS, trust::Trust},
     triage,
@@ -93,6 +93,11 @@ text!(
     /// When an exception expires.
     Expiry,
     |text: String| triage::expiry(&text).map(|_| text)
+);
+text!(
+    /// A network.
+    Network,
+    |text: String| text.parse::<network::Network>().map(|_| text)
 );
 text!(
     /// A pattern of paths.

@@ -17,7 +17,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use checks::{
-    Digest, Expiry, Expression, HookName, Listen, Output, Pattern, Sha256, Size, Span, Technique, Text, Trusted,
+    Digest, Expiry, Expression, HookName, Listen, Network, Output, Pattern, Sha256, Size, Span, Technique, Text, Trusted,
 };
 
 use crate::{
@@ -51,6 +51,9 @@ pub struct Config {
     pub btf: Option<PathBuf>,
     /// Container runtimes, which are asked about containers and images.
     pub cri: Cri,
+    /// Networks to which the API server may connect: those of admission webhooks and extension API servers. Empty to be told, low, of each
+    /// new address; with one or more, each that is outside of them is medium. Applied at once.
+    pub webhook_networks: Vec<Network>,
     /// Pause images and programs that are known to be good. Applied at once when this file changes.
     pub pause: Pause,
     /// Images that may run. Applied at once.
@@ -223,6 +226,7 @@ impl Default for Config {
             without_hooks: Vec::new(),
             btf: None,
             cri: Cri::default(),
+            webhook_networks: Vec::new(),
             pause: Pause::default(),
             images: Images::default(),
             privileged_workloads: usual_workloads(),
@@ -386,6 +390,8 @@ impl Config {
                 pause_binaries: self.pause.binaries.iter().map(|binary| binary.as_ref().to_owned()).collect(),
                 images_allow: self.images.allow.iter().map(|pattern| pattern.as_ref().to_owned()).collect(),
                 privileged_workloads: self.privileged_workloads.iter().map(Into::into).collect(),
+                webhook_networks: self.webhook_networks.iter().map(|network| network.as_ref().to_owned()).collect(),
+                ..Policy::default()
             },
             group_ns: self.grouping.window.ns(),
             limit: self.rate_limit.alerts.into(),

@@ -58,7 +58,7 @@ fn typical_mistakes_are_named_with_their_place_and_what_is_expected() {
         ),
         (
             &with_exception("  technique: static-pods\n"),
-            "c.yaml:5:14: no technique has that id; there are static-pod, container-exec, malicious-pause-container, supply-chain-compromise, detector-tampering, malicious-operator",
+            "c.yaml:5:14: no technique has that id; there are static-pod, container-exec, malicious-pause-container, supply-chain-compromise, detector-tampering, malicious-operator, container-service-account, delete-kubernetes-events, malicious-admission-controller, public-api-endpoint",
         ),
         (
             &with_exception("  when: alert.proces.exe == 'x'\n"),
@@ -108,7 +108,7 @@ fn what_is_fine_is_taken_and_what_is_left_out_has_its_default() {
     let digest = "ab".repeat(32);
     let text = format!(
         "manifest_dirs: [/a]\ndefault_dirs: false\nnode_name: n\nhooks: kprobe\nwithout_hooks: [mmap]\nbtf: /b\n\
-         cri: {{sockets: [/c]}}\npause: {{digests: ['sha256:{digest}'], binaries: ['{digest}']}}\n\
+         cri: {{sockets: [/c]}}\nwebhook_networks: [10.96.0.0/12, '::1']\npause: {{digests: ['sha256:{digest}'], binaries: ['{digest}']}}\n\
          deny: {{static_pod: true, trust: [/d, /e={digest}]}}\n\
          record: {{dir: /f, size: 3MiB, age: 90m, free_percent: 20}}\noutputs: [stdout:json]\n\
          grouping: {{window: 0s}}\nrate_limit: {{alerts: 5, per: 1h 30m}}\nconfine: false\n{}",
@@ -124,6 +124,7 @@ fn what_is_fine_is_taken_and_what_is_left_out_has_its_default() {
     assert_eq!(options.deny.unwrap()[1].sha256.as_deref(), Some(digest.as_str()));
     assert_eq!((config.limits().size, config.limits().age.as_secs()), (3 << 20, 90 * 60));
     let rules = config.rules();
+    assert_eq!(rules.policy.webhook_networks, ["10.96.0.0/12", "::1"]);
     assert_eq!((rules.group_ns, rules.limit, rules.limit_ns), (0, 5, 5_400_000_000_000));
     assert_eq!(rules.exceptions[0].namespace.as_deref(), Some("shop"));
     // What is shown is the same again.
@@ -224,14 +225,23 @@ fn what_changes_is_in_force_at_once_or_named_as_waiting_for_a_restart() {
     let digest = "ab".repeat(32);
     let others = json!({
         "manifest_dirs": ["/a"], "default_dirs": false, "node_name": "n", "hooks": "lsm", "without_hooks": ["mmap"],
-        "btf": "/b", "cri": {"ask": false}, "pause": {"binaries": [digest]},
+        "btf": "/b", "cri": {"ask": false}, "webhook_networks": ["10.0.0.0/8"], "pause": {"binaries": [digest]},
         "images": {"allow": ["registry.example/**"]}, "privileged_workloads": [], "deny": {"static_pod": true},
         "record": {"dir": "/a"}, "outputs": ["stdout:json"], "spool": "/s", "grouping": {"window": "1s"}, "rate_limit": {"alerts": 1},
         "metrics": {"listen": "[::1]:1"},
         "exceptions": [{"name": "a", "reason": "b", "expires": "2027-01-01T00:00:00Z", "path": "/a"}],
         "confine": false,
     });
-    let at_once = ["pause", "images", "privileged_workloads", "outputs", "grouping", "rate_limit", "exceptions"];
+    let at_once = [
+        "webhook_networks",
+        "pause",
+        "images",
+        "privileged_workloads",
+        "outputs",
+        "grouping",
+        "rate_limit",
+        "exceptions",
+    ];
     for key in default.as_object().unwrap().keys() {
         let mut changed = default.clone();
         changed[key] = others[key].clone();

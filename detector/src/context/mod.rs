@@ -5,6 +5,7 @@ pub mod cgroup;
 pub mod container;
 pub mod image;
 pub mod process;
+pub mod sense;
 pub mod standing;
 
 use std::cell::RefCell;
@@ -43,6 +44,7 @@ pub struct Context {
     pub acting: Acting,
     /// The container whose first program runs with the record that was learned last.
     begins: Option<String>,
+    pub sense: sense::Sense,
 }
 
 impl Context {
@@ -79,6 +81,8 @@ impl Context {
                 self.containers.forget(time);
                 self.acting.forget(|process| self.processes.get(process).is_some());
             }
+            Body::Secret(secret) => self.sense.secret(secret),
+            Body::Components(components) => self.components(components),
             _ => {}
         }
         let Some(event) = event else { return };

@@ -173,6 +173,8 @@ impl Processes {
                     process.mnt_ns = entered.mnt;
                 }
             }
+            // In nobody's name.
+            Event::Connection(connection) if connection.act == wire::connection::ACCEPT => {}
             _ => self.acts(header, actor),
         }
         self.forget(time);
@@ -445,6 +447,17 @@ mod tests {
         let stranger = Actor::host(99, 5);
         learn(&mut table, 6, &testing::change(stranger, testing::FILE, 1));
         assert_eq!(table.get(key(stranger)).unwrap().program.exe, "[comm]");
+    }
+
+    #[test]
+    fn an_accepted_connection_is_nobodys_act() {
+        let (mut table, shell) = table();
+        let before = table.len();
+        learn(&mut table, 6, &crate::testing_control::accept("203.0.113.9:5000", "10.0.0.5:6443"));
+        assert_eq!(table.len(), before);
+        learn(&mut table, 6, &crate::testing_control::connect(Actor::host(99, 5), "10.0.0.5:6443", 1));
+        assert_eq!(table.len(), before + 1);
+        assert!(table.get(key(shell)).is_some());
     }
 
     #[test]

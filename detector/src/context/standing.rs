@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use crate::{
     context::Context,
     record::{
-        Body, BootNs, ChangeKind, ContainerInfo, ImageArrival, ImageNames, ManifestChange, PauseConfig, ProcessKey,
-        ProcessSeed, Record, Rules, SharedNamespaces, Start, Watched,
+        Body, BootNs, ChangeKind, Components, ContainerInfo, ImageArrival, ImageNames, InodeKey, ManifestChange,
+        PauseConfig, ProcessKey, ProcessSeed, Record, Rules, Secret, SharedNamespaces, Start, Watched,
     },
 };
 
@@ -28,6 +28,8 @@ pub struct Standing {
     images: BTreeMap<String, Box<ImageArrival>>,
     names: BTreeMap<String, Box<ImageNames>>,
     pause: BTreeMap<String, Box<PauseConfig>>,
+    secrets: BTreeMap<InodeKey, Box<Secret>>,
+    components: Option<Box<Components>>,
 }
 
 impl Standing {
@@ -47,6 +49,9 @@ impl Standing {
                 let config = Box::new(PauseConfig { before: None, ..PauseConfig::clone(config) });
                 keep(&mut self.pause, config.path.clone(), config);
             }
+            Body::Secret(secret) if secret.gone => drop(self.secrets.remove(&secret.inode)),
+            Body::Secret(secret) => keep(&mut self.secrets, secret.inode, secret.clone()),
+            Body::Components(components) => self.components = Some(components.clone()),
             _ => {}
         }
     }
@@ -100,11 +105,15 @@ impl Standing {
             push(now, Body::Watched(watched.clone()));
         }
         self.manifests.values().for_each(|change| push(now, Body::Manifest(change.clone())));
+        self.secrets.values().for_each(|secret| push(now, Body::Secret(secret.clone())));
+        if let Some(components) = &self.components {
+            push(now, Body::Components(components.clone()));
+        }
         records
     }
 }
 
-fn keep<V>(map: &mut BTreeMap<String, V>, key: String, value: V) {
+fn keep<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: V) {
     if map.len() < MAX || map.contains_key(&key) {
         map.insert(key, value);
     }
@@ -235,6 +244,33 @@ mod tests {
         );
         assert_eq!(alerts.len(), 1, "{alerts:?}");
         assert!(alerts[0].contains("web-node-1"), "{alerts:?}");
+    }
+
+    #[test]
+    fn secrets_and_the_control_plane_come_along() {
+        use crate::{record::InodeKey, testing_control as control};
+        let cat = Actor::host(60, 90);
+        let alerts = same(control::add, |stream| {
+            stream.kernel(testing::fork(Actor::host(50, 10), cat));
+            stream.kernel(control::read(control::KUBELET, control::TOKEN, "/v/token"));
+            stream.kernel(control::read(cat, control::TOKEN, "/v/token"));
+            stream.kernel(control::connect(control::API_SERVER, "10.0.0.5:2379", detector_common::endpoint::ETCD));
+            stream.kernel(control::connect(cat, "10.0.0.5:2379", detector_common::endpoint::ETCD));
+        });
+        assert_eq!(alerts.len(), 2, "{alerts:?}");
+        // One that is gone is not told any more.
+        let gone = |stream: &mut Stream| {
+            control::add(stream);
+            let Body::Secret(mut secret) =
+                control::secret(InodeKey { ino: 0, ..control::TOKEN }, crate::record::SecretKind::Token, "/v", None)
+            else {
+                panic!()
+            };
+            secret.gone = true;
+            stream.push(Body::Secret(secret));
+        };
+        let reads = |stream: &mut Stream| stream.kernel(control::read(Actor::host(50, 10), control::TOKEN, "/v/token"));
+        assert_eq!(both(gone, reads), [Vec::<String>::new(), Vec::new()]);
     }
 
     #[test]

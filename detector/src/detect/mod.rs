@@ -3,15 +3,21 @@
 pub mod around;
 pub mod blocked;
 pub mod container_exec;
+pub mod etcd_client;
+mod held;
 pub mod image_arrival;
 pub mod impair;
+pub mod network;
 pub mod operator;
 pub mod pause;
+pub mod public_api;
+pub mod service_account;
 pub mod static_pod;
 mod stored;
 pub mod supply_chain;
 pub mod tamper;
 pub mod technique;
+pub mod webhook_address;
 
 use crate::{
     alert::{Evidence, File, Severity, Technique},

@@ -50,6 +50,48 @@ pub static CONTAINER_EXEC: Technique = Technique {
     microsoft: &["MS-TA9006"],
 };
 
+pub static SERVICE_ACCOUNT: Technique = Technique {
+    id: "container-service-account",
+    name: "Container Service Account",
+    tactic: "Lateral Movement",
+    attack: &["T1528"],
+    microsoft: &["MS-TA9016"],
+};
+
+pub static DELETE_EVENTS: Technique = Technique {
+    id: "delete-kubernetes-events",
+    name: "Delete Kubernetes Events",
+    tactic: "Defense Evasion",
+    attack: &["T1070"],
+    microsoft: &["MS-TA9022"],
+};
+
+pub static MALICIOUS_ADMISSION: Technique = Technique {
+    id: "malicious-admission-controller",
+    name: "Malicious Admission Controller",
+    tactic: "Credential Access",
+    attack: &["T1546"],
+    microsoft: &["MS-TA9015"],
+};
+
+pub static PUBLIC_API: Technique = Technique {
+    id: "public-api-endpoint",
+    name: "Public Kubernetes API Endpoint",
+    tactic: "Reconnaissance",
+    attack: &["T1133"],
+    microsoft: &["MS-TA9005"],
+};
+
 /// All of them.
-pub static ALL: [&Technique; 6] =
-    [&STATIC_POD, &CONTAINER_EXEC, &MALICIOUS_PAUSE, &SUPPLY_CHAIN, &DETECTOR_TAMPERING, &MALICIOUS_OPERATOR];
+pub static ALL: [&Technique; 10] = [
+    &STATIC_POD,
+    &CONTAINER_EXEC,
+    &MALICIOUS_PAUSE,
+    &SUPPLY_CHAIN,
+    &DETECTOR_TAMPERING,
+    &MALICIOUS_OPERATOR,
+    &SERVICE_ACCOUNT,
+    &DELETE_EVENTS,
+    &MALICIOUS_ADMISSION,
+    &PUBLIC_API,
+];

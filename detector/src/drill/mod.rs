@@ -5,6 +5,7 @@ pub mod container;
 mod container_exec;
 mod dropped;
 mod malicious_pause;
+mod service_account;
 mod static_pod;
 mod supply_chain;
 pub mod tampering;
@@ -32,6 +33,8 @@ pub enum Technique {
     SupplyChainCompromise,
     /// Open one of the agent's BPF maps, and stop the agent for a moment
     DetectorTampering,
+    /// Make a token volume of a pod that does not exist, and read the token, which opens nothing
+    ContainerServiceAccount,
 }
 
 /// Performs the technique beside an agent of its own, and says what came of it on standard output.
@@ -45,6 +48,7 @@ pub fn drill(technique: Technique, source: &Source) -> anyhow::Result<ExitCode> 
         Technique::MaliciousPauseContainer => malicious_pause::drill(source),
         Technique::SupplyChainCompromise => supply_chain::drill(source),
         Technique::DetectorTampering => tampering::drill(source),
+        Technique::ContainerServiceAccount => service_account::drill(source),
     }
 }
 

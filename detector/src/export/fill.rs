@@ -13,7 +13,7 @@ use crate::{
     decode::{DecodeError, Event, hook_name, syscall_name},
     detect::pause,
     export::rows::Row,
-    record::{Body, BootNs, ContainerInfo, InodeKey, ManifestChange, ManifestFile, PodRef, ProcessKey, Record},
+    record::{Body, BootNs, ContainerInfo, InodeKey, ManifestChange, ManifestFile, PodRef, ProcessKey, Record, sense},
     source::hex,
 };
 
@@ -119,6 +119,16 @@ fn body<'a>(row: &mut Row<'a>, body: &'a Body, context: &'a Context) {
             row.detail = json_text(config);
             "pause_config"
         }
+        Body::Secret(secret) => {
+            row.path = text(&secret.path);
+            inode(row, secret.inode.dev, secret.inode.ino);
+            row.detail = json_text(secret);
+            "secret"
+        }
+        Body::Components(components) => {
+            row.detail = json_text(components);
+            "components"
+        }
         Body::Loss(loss) => {
             row.hook = text(&loss.hook);
             row.detail = json_text(loss);
@@ -168,7 +178,7 @@ fn kernel<'a>(row: &mut Row<'a>, event: &'a Event, context: &'a Context) {
             row.exit_status = Some(exit.code.cast_signed());
             "exit"
         }
-        Event::Open(open) | Event::Write(open) | Event::Map(open) => {
+        Event::Open(open) | Event::Write(open) | Event::Map(open) | Event::Read(open) => {
             let wire::Open { dev, ino, parent_ino, mode, open_flags, watch, flags, .. } = open.event;
             row.path = text(&open.path);
             inode(row, dev, ino);
@@ -179,6 +189,7 @@ fn kernel<'a>(row: &mut Row<'a>, event: &'a Event, context: &'a Context) {
             match event {
                 Event::Open(_) => "open",
                 Event::Write(_) => "write",
+                Event::Read(_) => "read",
                 _ => "map",
             }
         }
@@ -234,6 +245,13 @@ fn kernel<'a>(row: &mut Row<'a>, event: &'a Event, context: &'a Context) {
             let address = (socket.call != wire::socket::CREATE).then(|| pause::address(&socket.address));
             row.detail = json_text(&json!({ "call": call, "args": socket.args, "address": address }));
             "socket"
+        }
+        Event::Connection(connection) => {
+            let act = if connection.act == wire::connection::ACCEPT { "accept" } else { "connect" };
+            let local = sense::address(&connection.local, connection.local_port);
+            let remote = sense::address(&connection.remote, connection.remote_port);
+            row.detail = json_text(&json!({ "act": act, "local": local, "remote": remote }));
+            "connection"
         }
         Event::Cgroup { event, path } => {
             row.path = text(path);
@@ -365,6 +383,7 @@ fn watched(flags: u32) -> Vec<&'static str> {
         (watch::STORE, "store"),
         (watch::OWN, "own"),
         (watch::SANDBOX, "sandbox"),
+        (watch::READ, "read"),
     ];
     names.into_iter().filter(|(flag, _)| flags & flag != 0).map(|(_, name)| name).collect()
 }

@@ -11,6 +11,8 @@ use std::{
     sync::Arc,
 };
 
+use detector_common as wire;
+
 use crate::{
     alert::Alert,
     context::{Context, process::Program},
@@ -252,6 +254,8 @@ impl<W: Write> Perfetto<W> {
                 Body::Executed(_) => self.instant(seen, NODE, "executed".to_owned()),
                 Body::PauseConfig(_) => self.instant(seen, NODE, node("pause image")),
                 Body::Loss(loss) => self.instant(seen, NODE, format!("{} lost: {}", loss.lost, loss.hook)),
+                Body::Secret(_) => self.instant(seen, NODE, node("secret")),
+                Body::Components(_) => self.instant(seen, NODE, "components".to_owned()),
                 Body::Cgroup { .. } | Body::ImageNames(_) | Body::Tick => Ok(()),
             };
         };
@@ -264,6 +268,10 @@ impl<W: Write> Perfetto<W> {
                 self.track(ProcessKey::from_ns(fork.child_tgid, fork.child_start_ns), seen).map(|_| ())
             }
             Event::Cgroup { .. } | Event::CgroupGone(_) | Event::CgroupMove(_) => Ok(()),
+            // In nobody's name.
+            Event::Connection(connection) if connection.act == wire::connection::ACCEPT => {
+                self.instant(seen, NODE, "connection accepted".to_owned())
+            }
             _ => {
                 let (uuid, _) = self.track(key, seen)?;
                 let row = &seen.row;

@@ -225,6 +225,12 @@ pub struct Policy {
     /// Workloads that are known to need the node.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub privileged_workloads: Vec<Workload>,
+    /// Networks that requests to the API server may come from, `10.0.0.0/8`; empty for those that are routed nowhere outside.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allowed_networks: Vec<String>,
+    /// Networks that the API server may connect to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub webhook_networks: Vec<String>,
 }
 
 /// Most patterns of images, and most workloads, that are looked at.

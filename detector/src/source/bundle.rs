@@ -7,6 +7,7 @@ use std::{
     collections::{BTreeSet, VecDeque},
     fs::{self, File},
     io::{self, Read as _},
+    net::SocketAddr,
     path::{Path, PathBuf},
 };
 
@@ -60,6 +61,8 @@ pub struct Bundles {
     learned: BTreeSet<PathBuf>,
     /// Directories that some program's command line named, which anybody can write: the latest ones.
     hinted: VecDeque<PathBuf>,
+    /// Where the container that was read last is told that the API server is.
+    api: Option<SocketAddr>,
 }
 
 /// Why a bundle tells nothing.
@@ -83,7 +86,12 @@ impl Bundles {
     /// Bundles below a root directory.
     #[must_use]
     pub fn new(root: PathBuf) -> Self {
-        Self { root, learned: BTreeSet::new(), hinted: VecDeque::new() }
+        Self { root, learned: BTreeSet::new(), hinted: VecDeque::new(), api: None }
+    }
+
+    /// Where the container that was found last is told that the cluster's API server is; once.
+    pub fn api(&mut self) -> Option<SocketAddr> {
+        self.api.take()
     }
 
     /// Learns from the command line of a program that names a bundle, as runtimes and their monitors do.
@@ -207,7 +215,7 @@ impl Bundles {
     }
 
     /// Reads a bundle; `None` when it describes another cgroup.
-    fn read(&self, dir: &Path, cgroup_id: u64, path: &str, id: &str) -> Result<Option<ContainerInfo>, BundleError> {
+    fn read(&mut self, dir: &Path, cgroup_id: u64, path: &str, id: &str) -> Result<Option<ContainerInfo>, BundleError> {
         let config = match read_config(&self.at(&dir.join("config.json"))) {
             // CRI-O and podman keep it one level down.
             Err(BundleError::Read { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
@@ -218,6 +226,7 @@ impl Bundles {
         if !config.is_of(path) {
             return Ok(None);
         }
+        self.api = config.api();
         Ok(Some(config.info(id, cgroup_id, path, dir)))
     }
 }

@@ -22,6 +22,7 @@ use crate::{
         manifest::{Batch, Trigger, TriggerKind, View},
         own, proc,
         runtimes::Runtimes,
+        sense::Sense,
         trust::{Trust, TrustError, Trusted},
     },
 };
@@ -100,6 +101,7 @@ pub struct Live {
     identity: Identity,
     images: Images,
     acting: Acting,
+    sense: Sense,
     runtimes: Option<Runtimes>,
     own: Own,
     /// Cgroups of the sandboxes that run.
@@ -138,6 +140,10 @@ impl Live {
             identity: Identity::default(),
             images: Images::new(images::Where::default()),
             acting: Acting::start().map_err(LiveError::Acting)?,
+            sense: Sense::new(
+                &options.discovery.proc,
+                options.discovery.defaults || options.discovery.explicit.is_empty(),
+            ),
             runtimes: None,
             own: own::find(&options.own),
             sandboxes: BTreeSet::new(),
@@ -187,6 +193,7 @@ impl Live {
         }
         let batch = live.view.start(proc::now());
         live.apply(batch, out)?;
+        live.sense(proc::now(), out)?;
         // What changed between the first look and the kernel's knowing what to watch.
         live.view.trigger(Trigger { inode: None, kind: TriggerKind::Atomic }, proc::now());
         live.step(out)?;
@@ -227,6 +234,7 @@ impl Live {
         let runtimes = self.runtimes.as_ref().map_or(BootNs(u64::MAX), Runtimes::deadline);
         let next =
             self.view.deadline().min(self.images.deadline()).min(runtimes).min(self.next_drain).min(self.next_tick);
+        let next = next.min(self.sense.deadline());
         Duration::from_nanos(next.0.saturating_sub(proc::now().0))
     }
 
@@ -260,6 +268,7 @@ impl Live {
             batch.watch_changed = true;
         }
         self.apply(batch, out)?;
+        self.sense(now, out)?;
         if now >= self.next_tick {
             self.next_tick = BootNs(now.0 + TICK_NS);
             for loss in self.kernel.lost()? {
@@ -365,6 +374,27 @@ impl Live {
         Ok(())
     }
 
+    /// Looks for secrets and the control plane where that is due, tells what is new, and has the kernel report what concerns them.
+    fn sense(&mut self, now: BootNs, out: &mut Vec<Record>) -> Result<(), LiveError> {
+        let batch = self.sense.poll(now);
+        if batch.bodies.is_empty() {
+            return Ok(());
+        }
+        // What was read before is judged by what was known then.
+        self.drain(out)?;
+        for body in batch.bodies {
+            self.push(out, proc::now(), body);
+        }
+        if batch.secrets_changed {
+            self.kernel.secrets(&self.sense.secrets())?;
+        }
+        if batch.endpoints_changed {
+            let (endpoints, servers) = self.sense.endpoints();
+            self.kernel.endpoints(&endpoints, &servers)?;
+        }
+        Ok(())
+    }
+
     /// A container is known: where it is a sandbox, the kernel tells what its tasks do.
     fn container(&mut self, info: ContainerInfo, time: BootNs, out: &mut Vec<Record>) -> Result<(), LiveError> {
         if let (ContainerRole::Sandbox, Some(cgroup)) = (info.role, info.cgroup_id)
@@ -374,6 +404,10 @@ impl Live {
         }
         if let Some(runtimes) = &mut self.runtimes {
             runtimes.appeared(&info);
+        }
+        self.sense.container(time);
+        if let Some(api) = self.bundles.api() {
+            self.sense.api(api, time);
         }
         self.push(out, time, Body::Container(Box::new(info)));
         Ok(())
@@ -411,6 +445,7 @@ impl Live {
             Event::Exec(exec) => {
                 self.bundles.learn(exec.argv.iter());
                 let name = exec.path.rsplit('/').next().unwrap_or_default();
+                self.sense.executed(name, now);
                 if runs_kubelet(name) {
                     self.view.rediscover();
                 }

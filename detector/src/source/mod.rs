@@ -12,6 +12,7 @@ mod own;
 pub mod proc;
 mod root;
 pub mod runtimes;
+pub mod sense;
 pub mod trust;
 
 use std::io::{self, Read};

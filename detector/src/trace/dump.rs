@@ -8,7 +8,7 @@ use zerocopy::FromBytes as _;
 
 use crate::{
     decode::{self, Event},
-    record::{Body, BootNs, Record, SharedNamespaces, form},
+    record::{Body, BootNs, Record, SharedNamespaces, form, sense},
 };
 
 /// A line. With `raw`, what [`Record`] reads is in it.
@@ -106,6 +106,8 @@ pub fn kind_name(body: &Body) -> &'static str {
         Body::ImageNames(_) => "image names",
         Body::Executed(_) => "executed",
         Body::PauseConfig(_) => "pause config",
+        Body::Secret(_) => "secret",
+        Body::Components(_) => "components",
         Body::Loss(_) => "loss",
         Body::Tick => "tick",
     }
@@ -127,6 +129,8 @@ fn event_name(kind: u16) -> &'static str {
         wire::kind::SOCKET => "socket",
         wire::kind::BPF => "bpf",
         wire::kind::SIGNAL => "signal",
+        wire::kind::CONNECTION => "connection",
+        wire::kind::READ => "read",
         wire::kind::CGROUP => "cgroup",
         wire::kind::NAMESPACES => "namespaces",
         wire::kind::CGROUP_MOVE => "cgroup_move",
@@ -186,7 +190,7 @@ fn more(event: &Event, raw: &[u8]) -> Value {
             "parent_pid": e.parent_tgid, "parent_start_ns": e.parent_start_ns,
         }),
         Event::Exit(e) => json!({ "code": e.code }),
-        Event::Open(open) | Event::Write(open) | Event::Map(open) => {
+        Event::Open(open) | Event::Write(open) | Event::Map(open) | Event::Read(open) => {
             let e = &open.event;
             json!({
                 "path": open.path, "ino": e.ino, "parent_ino": e.parent_ino, "dev": e.dev,
@@ -220,6 +224,11 @@ fn more(event: &Event, raw: &[u8]) -> Value {
             "target_pid": e.target_tgid, "target_start_ns": e.target_start_ns,
         }),
         Event::Socket(e) => json!({ "call": e.call, "args": e.args, "address": form::digits(&e.address) }),
+        Event::Connection(e) => json!({
+            "act": if e.act == wire::connection::ACCEPT { "accept" } else { "connect" },
+            "local": sense::address(&e.local, e.local_port), "remote": sense::address(&e.remote, e.remote_port),
+            "endpoint": e.endpoint, "net_ns": e.net_ns,
+        }),
         Event::Cgroup { event, path } => json!({
             "id": event.id, "path": path, "path_truncated": event.flags & wire::PATH_TRUNCATED != 0,
         }),

@@ -16,10 +16,11 @@ use super::{
 use crate::{
     decode,
     record::{
-        Body, BootNs, ChangeKind, ContainerRole, DirState, ExecutedFile, HookState, ImageArrival, ImageNames, Loss,
-        PauseConfig, ProcessKey, Start, WatchReason, Watched, WatchedDir,
+        Body, BootNs, ChangeKind, ComponentKind, ContainerRole, DirState, ExecutedFile, HookState, ImageArrival,
+        ImageNames, Loss, PauseConfig, ProcessKey, SecretKind, Start, WatchReason, Watched, WatchedDir,
     },
     testing::{self, Actor, DIR, FILE, Noise, POD, SECOND, Stream},
+    testing_control as control,
 };
 
 /// A stream with every body and every kind of kernel record in it, regular and not.
@@ -71,6 +72,9 @@ pub fn every_record() -> Vec<Record> {
             raw[..2].copy_from_slice(&kind.to_le_bytes());
             stream.kernel(raw.into());
         }
+        stream.kernel(control::read(child, FILE, "/run/token"));
+        stream.kernel(control::connect(child, "10.0.0.1:443", wire::endpoint::API));
+        stream.kernel(control::accept("[2001:db8::7]:5000", "10.0.0.5:6443"));
         stream.kernel_late(testing::exit(child), 5 * SECOND);
         // What no kernel program writes comes back too.
         stream.kernel(Bytes::from_static(b""));
@@ -120,6 +124,8 @@ pub fn every_record() -> Vec<Record> {
         skipped: false,
         alerting: false,
     })));
+    stream.push(control::secret(FILE, SecretKind::Token, "/run/token", Some("0a1b")));
+    stream.push(control::components(vec![control::component(ComponentKind::Etcd, child)]));
     stream.push(Body::Tick);
     stream.records
 }
@@ -208,7 +214,7 @@ fn every_record_comes_back_as_it_was() {
             _ => None,
         })
         .collect();
-    assert_eq!(kinds.len(), 16, "a kind is missing: {kinds:?}");
+    assert_eq!(kinds.len(), 18, "a kind is missing: {kinds:?}");
     let items = read(&trace(&records));
     assert_eq!(parts(items), (records, vec![]));
 }
@@ -688,7 +694,7 @@ fn a_dump_shows_what_kernel_records_say_and_with_their_bytes_is_read_back() {
             kinds.extend(body["event"]["kind"].as_str().map(str::to_owned));
         }
     }
-    assert_eq!(kinds.len(), 16, "{kinds:?}");
+    assert_eq!(kinds.len(), 18, "{kinds:?}");
     let exec = testing::exec(Actor::host(60, 20), Actor::host(50, 10), "/usr/bin/env", &["env", "x=\u{1b}"]);
     let text = line(&Record { seq: 1, time: BootNs(SECOND), body: Body::Kernel { raw: exec } }, false);
     for part in

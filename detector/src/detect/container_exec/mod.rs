@@ -5,7 +5,7 @@
 //! cgroup. Names of programs decide nothing but the words for the way. One entry is one finding, whatever it runs later.
 
 mod pending;
-mod probes;
+pub(crate) mod probes;
 #[cfg(test)]
 pub(crate) mod tests;
 mod way;

@@ -9,12 +9,12 @@ use detector_common::Shared;
 const POD_SHARED: Shared = Shared { net: 501, ipc: 502, uts: 503, cgroup: 0, user: 0 };
 const HOST: Shared = Shared { net: 0, ipc: 0, uts: 0, cgroup: 0, user: 0 };
 const SHELL: Actor = Actor { pid: 50, start: 10, cgroup: 1, mnt_ns: HOST_MNT, pid_ns: HOST_PID };
-const SHIM: Actor = Actor { pid: 200, start: 20, cgroup: 1, mnt_ns: HOST_MNT, pid_ns: HOST_PID };
+pub(crate) const SHIM: Actor = Actor { pid: 200, start: 20, cgroup: 1, mnt_ns: HOST_MNT, pid_ns: HOST_PID };
 const PAUSE: Actor = Actor { pid: 210, start: 21, cgroup: 900, mnt_ns: 61, pid_ns: 71 };
-const APP: Actor = Actor { pid: 220, start: 22, cgroup: 901, mnt_ns: 62, pid_ns: 72 };
+pub(crate) const APP: Actor = Actor { pid: 220, start: 22, cgroup: 901, mnt_ns: 62, pid_ns: 72 };
 
 /// A node on which the pod `shop/web-node-1` runs: a sandbox, and `app` in it, started by a shim.
-fn node() -> Stream {
+pub(crate) fn node() -> Stream {
     let mut stream = Stream::new();
     let shim = ["/usr/bin/containerd-shim-runc-v2", "-namespace", "k8s.io", "-id", "sandbox"];
     stream.kernel(testing::fork(SHELL, SHIM));
@@ -25,7 +25,7 @@ fn node() -> Stream {
 }
 
 /// A container starts as runc starts one: its own steps in the new cgroup come before the first program.
-fn start(stream: &mut Stream, init: Actor, info: ContainerInfo, exe: &str) {
+pub(crate) fn start(stream: &mut Stream, init: Actor, info: ContainerInfo, exe: &str) {
     let runc = Actor { cgroup: 1, mnt_ns: HOST_MNT, pid_ns: HOST_PID, pid: init.pid + 1, start: init.start };
     let inner_pid = if info.joins_pid_of.is_some() { 8 } else { 1 };
     stream.kernel(testing::fork(SHIM, runc));
@@ -45,7 +45,7 @@ fn start(stream: &mut Stream, init: Actor, info: ContainerInfo, exe: &str) {
 }
 
 /// `argv` is executed in `app` as the runtime does it for the CRI. `exec_id` tells the CRI from others.
-fn runtime_exec(stream: &mut Stream, by: Actor, pid: u32, exec_id: &str, argv: &[&str], tty: &str) -> Actor {
+pub(crate) fn runtime_exec(stream: &mut Stream, by: Actor, pid: u32, exec_id: &str, argv: &[&str], tty: &str) -> Actor {
     let runc = Actor { cgroup: by.cgroup, mnt_ns: HOST_MNT, pid_ns: HOST_PID, pid, start: 110 };
     let file = format!("/run/bundles/app-id/{exec_id}.pid");
     stream.kernel(testing::fork(by, runc));
@@ -73,7 +73,7 @@ pub fn entered() -> Vec<Record> {
     stream.records
 }
 
-fn cri_id() -> String {
+pub(crate) fn cri_id() -> String {
     "ab".repeat(32)
 }
 

@@ -266,7 +266,9 @@ fn act(event: &Event) -> Option<(&'static str, What, String)> {
         | Event::Cgroup { .. }
         | Event::CgroupGone(_)
         | Event::CgroupMove(_)
-        | Event::Namespaces(_) => return None,
+        | Event::Namespaces(_)
+        | Event::Read(_)
+        | Event::Connection(_) => return None,
     })
 }
 

@@ -1,6 +1,12 @@
 //! What an OCI configuration says that matters here.
 
-use std::{collections::BTreeMap, fmt, marker::PhantomData, path::Path};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    marker::PhantomData,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+};
 
 use serde::{
     Deserialize, Deserializer,
@@ -96,6 +102,9 @@ struct NamespaceConfig {
 struct Process {
     #[serde(default)]
     capabilities: Capabilities,
+    /// Where kubelet says that the cluster's API server is.
+    #[serde(default, rename = "env", deserialize_with = "api_server")]
+    api: Option<SocketAddr>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -124,6 +133,19 @@ fn namespaces<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Namespaces, 
         _ => {}
     })?;
     Ok(found)
+}
+
+/// Anybody who makes pods can write these variables too.
+fn api_server<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
+    let (mut host, mut port) = (None, None);
+    each(deserializer, |variable: String| {
+        if let Some(value) = variable.strip_prefix("KUBERNETES_SERVICE_HOST=") {
+            host = value.parse().ok();
+        } else if let Some(value) = variable.strip_prefix("KUBERNETES_SERVICE_PORT=") {
+            port = value.parse().ok();
+        }
+    })?;
+    Ok(host.zip(port).map(|(host, port): (IpAddr, u16)| SocketAddr::new(host, port)))
 }
 
 fn dangerous<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
@@ -254,6 +276,11 @@ impl Config {
         }
     }
 
+    /// Where the container is told that the cluster's API server is.
+    pub fn api(&self) -> Option<SocketAddr> {
+        self.process.api
+    }
+
     pub fn info(&self, id: &str, cgroup_id: u64, path: &str, dir: &Path) -> ContainerInfo {
         let get = |key: &str| self.annotations.0.get(key).filter(|value| !value.is_empty()).cloned();
         let first = |keys: &[&str]| keys.iter().find_map(|key| get(key));
@@ -367,6 +394,14 @@ mod tests {
         assert_eq!(mounts, [("/var/lib/kubelet/pods/u2/volumes/t", false), ("/", true), ("/run/x.sock", false)]);
         let all = text.replace(r#"{"allow":true,"type":"c","major":1}"#, r#"{"allow":true,"access":"rwm"}"#);
         assert!(info(&all).privileges.unwrap().devices);
+        let api = |env: &str| {
+            let text = format!(r#"{{"ociVersion":"1","process":{{"env":[{env}]}}}}"#);
+            Config::parse(text.as_bytes()).unwrap().api()
+        };
+        let host = r#""PATH=/bin","KUBERNETES_SERVICE_HOST=10.96.0.1""#;
+        assert_eq!(api(&format!(r#"{host},"KUBERNETES_SERVICE_PORT=443""#)), Some("10.96.0.1:443".parse().unwrap()));
+        assert_eq!(api(host), None);
+        assert_eq!(api(r#""KUBERNETES_SERVICE_HOST=x","KUBERNETES_SERVICE_PORT=443""#), None);
         let error = Config::parse(br#"{"ociVersion":"1","linux":{"namespaces":{}}}"#).unwrap_err();
         assert!(error.to_string().contains("expected a list"), "{error}");
     }

@@ -8,6 +8,7 @@ pub mod hooks;
 mod links;
 mod ours;
 mod ring;
+mod sense;
 mod skipped;
 
 pub use ours::objects;
@@ -24,7 +25,7 @@ use aya::{
     programs::{BtfTracePoint, Program, ProgramError, tp_btf::BtfTracePointLinkId},
 };
 use bytes::{Bytes, BytesMut};
-use detector_common::{KernelOffsets, PROTECTED_MAX, SANDBOXES_MAX, WatchKey, setting};
+use detector_common::{EndpointKey, KernelOffsets, PROTECTED_MAX, SANDBOXES_MAX, WatchKey, setting};
 
 use crate::{
     decode,
@@ -84,6 +85,8 @@ struct Plain<T>(T);
 unsafe impl Pod for Plain<KernelOffsets> {}
 // SAFETY: `WatchKey` is repr(C) with its padding explicit.
 unsafe impl Pod for Plain<WatchKey> {}
+// SAFETY: `EndpointKey` is repr(C) without padding.
+unsafe impl Pod for Plain<EndpointKey> {}
 
 /// The attached programs. Dropping it detaches them.
 pub struct Kernel {
@@ -107,6 +110,7 @@ pub struct Kernel {
     protected: HashMap<MapData, u32, u32>,
     sandboxes: HashMap<MapData, u64, u32>,
     ours: HashMap<MapData, u64, u32>,
+    sense: sense::Maps,
     settings: Array<MapData, u32>,
     lost: PerCpuArray<MapData, u64>,
     lost_before: BTreeMap<(u16, usize), u64>,
@@ -210,6 +214,7 @@ impl Kernel {
             watched: take(&mut ebpf, "WATCHED")?.try_into().map_err(|source| map_error("WATCHED", source))?,
             protected: take(&mut ebpf, "PROTECTED")?.try_into().map_err(|source| map_error("PROTECTED", source))?,
             sandboxes: take(&mut ebpf, "SANDBOXES")?.try_into().map_err(|source| map_error("SANDBOXES", source))?,
+            sense: sense::Maps::take(&mut ebpf)?,
             trusted: take(&mut ebpf, "TRUSTED")?.try_into().map_err(|source| map_error("TRUSTED", source))?,
             lost: take(&mut ebpf, "LOST")?.try_into().map_err(|source| map_error("LOST", source))?,
             settings,

@@ -1,0 +1,136 @@
+//! Where a process listens, and which addresses its network namespace has, by `/proc`.
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    io::{BufRead as _, BufReader, Read as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+};
+
+/// Most descriptors of a process that are looked at.
+const FDS_MAX: usize = 65_536;
+/// Most bytes of one of the kernel's tables that are read.
+const TABLE_MAX: u64 = 8 << 20;
+/// Most addresses of a network namespace.
+const ADDRESSES_MAX: usize = 256;
+/// Most sockets that one process listens on.
+const LISTENING_MAX: usize = 64;
+
+/// Inode number of the network namespace of a process, by its directory in `/proc`.
+pub fn net_ns(process: &Path) -> Option<u32> {
+    u32::try_from(fs::metadata(process.join("ns/net")).ok()?.ino()).ok()
+}
+
+/// Addresses on which a process itself listens for TCP: sockets that it holds a descriptor of.
+pub fn listening(process: &Path) -> Vec<SocketAddr> {
+    let fds = fs::read_dir(process.join("fd")).into_iter().flatten().filter_map(Result::ok).take(FDS_MAX);
+    let sockets: BTreeSet<u64> = fds
+        .filter_map(|fd| {
+            let link = fs::read_link(fd.path()).ok()?;
+            link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+        })
+        .collect();
+    let mut found = Vec::new();
+    for table in ["net/tcp", "net/tcp6"] {
+        for (address, inode) in lines(&process.join(table)).skip(1).map_while(|line| listener(&line)) {
+            if sockets.contains(&inode) && found.len() < LISTENING_MAX && !found.contains(&address) {
+                found.push(address);
+            }
+        }
+    }
+    found
+}
+
+/// `sl local_address rem_address st tx:rx tr:when retrnsmt uid timeout inode`. `None` for one that does not listen: those come
+/// behind all that do.
+fn listener(line: &str) -> Option<(SocketAddr, u64)> {
+    const LISTEN: &str = "0A";
+    let mut fields = line.split_ascii_whitespace().skip(1);
+    let local = fields.next()?;
+    let state = fields.nth(1)?;
+    let inode = fields.nth(5)?;
+    if state != LISTEN {
+        return None;
+    }
+    let (address, port) = local.split_once(':')?;
+    Some((SocketAddr::new(hex_address(address)?, u16::from_str_radix(port, 16).ok()?), inode.parse().ok()?))
+}
+
+/// Words of an address, each as the host's number of its four bytes.
+fn hex_address(text: &str) -> Option<IpAddr> {
+    let word = |at: usize| Some(u32::from_str_radix(text.get(at * 8..at * 8 + 8)?, 16).ok()?.to_ne_bytes());
+    match text.len() {
+        8 => Some(Ipv4Addr::from(word(0)?).into()),
+        32 => {
+            let mut octets = [0; 16];
+            for (at, four) in octets.chunks_exact_mut(4).enumerate() {
+                four.copy_from_slice(&word(at)?);
+            }
+            Some(Ipv6Addr::from(octets).to_canonical())
+        }
+        _ => None,
+    }
+}
+
+/// The addresses that packets to the network namespace of a process may have.
+pub fn addresses(process: &Path) -> BTreeSet<IpAddr> {
+    let mut found = BTreeSet::new();
+    let mut last = None;
+    // `|-- 10.0.0.5`, then `/32 host LOCAL` below it.
+    for line in lines(&process.join("net/fib_trie")) {
+        let line = line.trim();
+        if let Some(address) = line.strip_prefix("|-- ") {
+            last = address.parse::<Ipv4Addr>().ok();
+        } else if line == "/32 host LOCAL"
+            && let Some(address) = last
+        {
+            found.insert(IpAddr::V4(address));
+        }
+    }
+    for line in lines(&process.join("net/if_inet6")) {
+        let address = line.split_ascii_whitespace().next().and_then(|digits| u128::from_str_radix(digits, 16).ok());
+        found.extend(address.map(|address| IpAddr::V6(Ipv6Addr::from(address))));
+    }
+    found.into_iter().take(ADDRESSES_MAX).collect()
+}
+
+fn lines(path: &Path) -> impl Iterator<Item = String> + use<> {
+    let file = File::open(path).ok().map(|file| BufReader::new(file.take(TABLE_MAX)));
+    file.into_iter().flat_map(|file| file.lines().map_while(Result::ok))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn a_process_listens_where_its_own_sockets_do() {
+        let four = TcpListener::bind("127.0.0.1:0").unwrap();
+        let process = Path::new("/proc/self");
+        assert!(listening(process).contains(&four.local_addr().unwrap()));
+        // The same table as another process sees it, which has no descriptor of the socket.
+        let mut other = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let theirs = listening(Path::new(&format!("/proc/{}", other.id())));
+        other.kill().unwrap();
+        other.wait().unwrap();
+        assert_eq!(theirs, []);
+        assert!(addresses(process).contains(&IpAddr::V4(Ipv4Addr::LOCALHOST)));
+        assert!(net_ns(process).is_some_and(|inode| inode != 0));
+    }
+
+    #[test]
+    fn lines_of_the_kernels_tables_are_read() {
+        let line = "   0: 0100007F:0CEA 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1234 1 0 100 0 0 10 0";
+        assert_eq!(listener(line), Some(("127.0.0.1:3306".parse().unwrap(), 1234)));
+        let six =
+            "   1: 00000000000000000000000001000000:18EB 00000000000000000000000000000000:0000 0A 0:0 00:0 0 0 0 77 1";
+        assert_eq!(listener(six), Some(("[::1]:6379".parse().unwrap(), 77)));
+        for bad in ["", "0: x", &line.replace("0A", "01"), &line.replace("0CEA", "1CEA0")] {
+            assert_eq!(listener(bad), None, "{bad}");
+        }
+    }
+}

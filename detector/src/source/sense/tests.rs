@@ -1,0 +1,186 @@
+use std::{fs, os::unix::fs::symlink, path::PathBuf};
+
+use super::*;
+use crate::record::SecretKind;
+
+/// A `/proc` with a host process whose root is a directory of its own.
+struct Node(tempfile::TempDir);
+
+impl Node {
+    fn new() -> Self {
+        let node = Self(tempfile::tempdir().unwrap());
+        for (pid, mnt) in [("1", "mnt:[1]"), ("self", "mnt:[2]")] {
+            let dir = node.proc().join(pid);
+            fs::create_dir_all(dir.join("ns")).unwrap();
+            symlink(mnt, dir.join("ns/mnt")).unwrap();
+            symlink("/sbin/init", dir.join("exe")).unwrap();
+            fs::copy("/proc/self/mountinfo", dir.join("mountinfo")).unwrap();
+        }
+        fs::create_dir(node.root()).unwrap();
+        symlink(node.root(), node.proc().join("1/root")).unwrap();
+        node
+    }
+
+    fn proc(&self) -> PathBuf {
+        self.0.path().join("proc")
+    }
+
+    fn root(&self) -> PathBuf {
+        self.0.path().join("host")
+    }
+
+    fn file(&self, path: &str, text: &str) {
+        let path = self.root().join(path.trim_start_matches('/'));
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    /// A volume as kubelet's atomic writer leaves it.
+    fn volume(&self, uid: &str, kind: &str, names: &[&str], generation: &str) {
+        let dir = format!("/var/lib/kubelet/pods/{uid}/volumes/{kind}/v");
+        for name in names {
+            self.file(&format!("{dir}/..{generation}/{name}"), generation);
+            let link = self.root().join(format!("{dir}/{name}").trim_start_matches('/'));
+            let _ = fs::remove_file(&link);
+            symlink(format!("..data/{name}"), link).unwrap();
+        }
+        let data = self.root().join(format!("{dir}/..data").trim_start_matches('/'));
+        let _ = fs::remove_file(&data);
+        symlink(format!("..{generation}"), data).unwrap();
+    }
+
+    fn process(&self, pid: u32, exe: &str, args: &[&str]) {
+        let dir = self.proc().join(pid.to_string());
+        fs::create_dir_all(dir.join("ns")).unwrap();
+        symlink(exe, dir.join("exe")).unwrap();
+        symlink(self.root(), dir.join("root")).unwrap();
+        symlink("mnt:[1]", dir.join("ns/mnt")).unwrap();
+        fs::copy("/proc/self/mountinfo", dir.join("mountinfo")).unwrap();
+        fs::write(dir.join("cmdline"), args.join("\0") + "\0").unwrap();
+        fs::write(dir.join("stat"), format!("{pid} (a) b) S {}", "1 ".repeat(30))).unwrap();
+    }
+}
+
+fn secrets(batch: &Batch) -> Vec<(SecretKind, String, Option<String>, bool)> {
+    let mut found: Vec<_> = batch
+        .bodies
+        .iter()
+        .filter_map(|body| match body {
+            Body::Secret(secret) => Some((secret.kind, secret.path.clone(), secret.pod_uid.clone(), secret.gone)),
+            _ => None,
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+#[test]
+fn tokens_kubeconfigs_keys_and_etcds_files_are_found_and_nothing_beside_them() {
+    let node = Node::new();
+    node.volume("u1", "kubernetes.io~projected", &["token", "ca.crt"], "one");
+    node.volume("u2", "kubernetes.io~secret", &["tls.crt"], "one");
+    node.file("/etc/kubernetes/admin.conf", "clusters: [{cluster: {server: 'https://10.9.8.7:6443'}}]");
+    node.file("/etc/kubernetes/manifests/etcd.yaml", "");
+    node.file("/etc/kubernetes/pki/etcd/server.key", "");
+    node.file("/etc/kubernetes/pki/ca.crt", "");
+    node.file("/data/member/snap/db", "");
+    node.file("/data/member/wal/0-0.wal", "");
+    node.process(40, "/usr/bin/etcd", &["etcd", "--data-dir=/data"]);
+    node.file("/srv/kubelet/pods/u3/volumes/kubernetes.io~projected/x/token", "");
+    node.process(41, "/usr/bin/kubelet", &["kubelet", "--root-dir", "/srv/kubelet"]);
+    let mut sense = Sense::new(&node.proc(), true);
+    let batch = sense.poll(BootNs(1));
+    let volumes = "/var/lib/kubelet/pods/u1/volumes/kubernetes.io~projected/v/token".to_owned();
+    let other = "/srv/kubelet/pods/u3/volumes/kubernetes.io~projected/x/token".to_owned();
+    let file = |kind, path: &str| (kind, path.to_owned(), None, false);
+    assert_eq!(
+        secrets(&batch),
+        [
+            (SecretKind::Token, other, Some("u3".to_owned()), false),
+            (SecretKind::Token, volumes, Some("u1".to_owned()), false),
+            file(SecretKind::Kubeconfig, "/etc/kubernetes/admin.conf"),
+            file(SecretKind::Key, "/etc/kubernetes/pki/etcd/server.key"),
+            file(SecretKind::Etcd, "/data/member/snap/db"),
+            file(SecretKind::Etcd, "/data/member/wal/0-0.wal"),
+        ]
+    );
+    assert_eq!(sense.secrets().len(), 6);
+    // Where the kubeconfig leads is told with the components, none of which has proven to be one.
+    let Some(Body::Components(told)) = batch.bodies.last() else { panic!("{batch:?}") };
+    assert_eq!(told.components, []);
+    let address = "10.9.8.7".parse().unwrap();
+    assert_eq!(told.endpoints, [Endpoint { role: EndpointRole::Api, address, port: 6443, net_ns: 0 }]);
+    // The same again is not told again.
+    assert!(sense.poll(BootNs(SLOW + 1)).bodies.is_empty());
+}
+
+#[test]
+fn a_swapped_token_is_another_inode_and_a_pod_that_went_is_told() {
+    let node = Node::new();
+    node.volume("u1", "kubernetes.io~projected", &["token"], "one");
+    let mut sense = Sense::new(&node.proc(), true);
+    assert_eq!(secrets(&sense.poll(BootNs(1))).len(), 1);
+    node.volume("u1", "kubernetes.io~projected", &["token"], "two");
+    let swapped = sense.poll(BootNs(SLOW + 1));
+    let gone: Vec<_> = secrets(&swapped).into_iter().map(|(.., gone)| gone).collect();
+    assert_eq!(gone, [false, true]);
+    fs::remove_dir_all(node.root().join("var/lib/kubelet/pods/u1")).unwrap();
+    let gone: Vec<_> = secrets(&sense.poll(BootNs(2 * SLOW + 1))).into_iter().map(|(.., gone)| gone).collect();
+    assert_eq!(gone, [true]);
+    assert!(sense.secrets().is_empty());
+}
+
+#[test]
+fn a_process_that_is_only_called_like_a_part_of_the_control_plane_is_none() {
+    // The real thing: this process's own listening socket, under any name, is no API server's.
+    let node = Node::new();
+    node.process(40, "/usr/bin/kube-apiserver", &["kube-apiserver"]);
+    let mut sense = Sense::new(&node.proc(), true);
+    assert!(sense.poll(BootNs(1)).bodies.is_empty());
+    assert_eq!(sense.endpoints(), Default::default());
+}
+
+#[test]
+fn addresses_of_the_kernels_map_are_those_of_the_endpoints() {
+    let mut sense = Sense::new(std::path::Path::new("/nonexistent"), true);
+    let endpoint =
+        |role, address: &str, net_ns| Endpoint { role, address: address.parse().unwrap(), port: 6443, net_ns };
+    sense.components.endpoints = vec![
+        endpoint(EndpointRole::ApiServer, "127.0.0.1", 7),
+        endpoint(EndpointRole::Etcd, "::1", 7),
+        endpoint(EndpointRole::Api, "10.0.0.1", 0),
+        endpoint(EndpointRole::Api, "fd00::1", 0),
+    ];
+    let (keys, servers) = sense.endpoints();
+    let of = |address: &str, net_ns| {
+        let octets = sense::octets(address.parse().unwrap());
+        let half = |at: usize| u64::from_ne_bytes(octets[at..at + 8].try_into().unwrap());
+        EndpointKey { address: [half(0), half(8)], port: 6443, net_ns }
+    };
+    let wanted = BTreeMap::from([
+        (of("127.0.0.1", 7), endpoint::API | endpoint::SERVER),
+        (of("::1", 7), endpoint::ETCD),
+        (of("10.0.0.1", 0), endpoint::API),
+        (of("fd00::1", 0), endpoint::API),
+    ]);
+    assert_eq!(keys, wanted);
+    assert!(servers.is_empty());
+    assert!(EndpointKey::is_loopback(of("127.9.9.9", 0).address) && EndpointKey::is_loopback(of("::1", 0).address));
+    assert!(!EndpointKey::is_loopback(of("10.0.0.1", 0).address) && !EndpointKey::is_loopback(of("::2", 0).address));
+}
+
+#[test]
+fn what_is_asked_for_soon_does_not_come_more_often_than_the_floor_allows() {
+    let node = Node::new();
+    let mut sense = Sense::new(&node.proc(), true);
+    sense.poll(BootNs(1));
+    sense.container(BootNs(2));
+    assert_eq!(sense.deadline(), BootNs(1 + FLOOR));
+    sense.executed("bash", BootNs(3));
+    assert_eq!(sense.deadline(), BootNs(1 + FLOOR));
+    let mut off = Sense::new(&node.proc(), false);
+    off.container(BootNs(2));
+    off.api("10.0.0.1:443".parse().unwrap(), BootNs(2));
+    assert_eq!(off.deadline(), BootNs(u64::MAX));
+    assert!(off.poll(BootNs(3)).bodies.is_empty());
+}
