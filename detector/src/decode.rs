@@ -343,11 +343,11 @@ mod tests {
         assert_eq!((signal.signal, signal.code, signal.target_tgid), (9, 0, testing::AGENT));
         let Event::Namespaces(entered) = &events[13] else { panic!("{events:?}") };
         assert_eq!((entered.mnt, entered.pid_children, entered.shared.net), (77, 78, 79));
-        let Event::Read(read) = &events[12] else { panic!("{events:?}") };
+        let Event::Read(read) = &events[14] else { panic!("{events:?}") };
         assert_eq!((read.event.watch, read.path.as_str()), (wire::watch::READ, "/run/token"));
-        let Event::Connection(made) = &events[13] else { panic!("{events:?}") };
+        let Event::Connection(made) = &events[15] else { panic!("{events:?}") };
         assert_eq!(crate::record::sense::address(&made.remote, made.remote_port), "10.0.0.1:443");
-        let Event::Connection(accepted) = &events[14] else { panic!("{events:?}") };
+        let Event::Connection(accepted) = &events[16] else { panic!("{events:?}") };
         assert_eq!(accepted.act, wire::connection::ACCEPT);
         assert_eq!(crate::record::sense::address(&accepted.remote, accepted.remote_port), "[2001:db8::7]:5000");
     }

@@ -115,38 +115,26 @@ pub static TABLE: [Row; 10] = [
             signal("who writes its configuration, traces and spool", &[OPENS]),
         ],
     ),
-    Row {
-        id: "container-service-account",
-        name: "Container Service Account",
-        tactic: "Lateral Movement",
-        attack: &["T1528"],
-        microsoft: &["MS-TA9016"],
-        signals: &[],
-    },
-    Row {
-        id: "delete-kubernetes-events",
-        name: "Delete Kubernetes Events",
-        tactic: "Defense Evasion",
-        attack: &["T1070"],
-        microsoft: &["MS-TA9022"],
-        signals: &[],
-    },
-    Row {
-        id: "malicious-admission-controller",
-        name: "Malicious Admission Controller",
-        tactic: "Credential Access",
-        attack: &["T1546"],
-        microsoft: &["MS-TA9015"],
-        signals: &[],
-    },
-    Row {
-        id: "public-api-endpoint",
-        name: "Public Kubernetes API Endpoint",
-        tactic: "Reconnaissance",
-        attack: &["T1133"],
-        microsoft: &["MS-TA9005"],
-        signals: &[],
-    },
+    of(
+        &known::SERVICE_ACCOUNT,
+        &[
+            signal("who reads tokens, kubeconfigs, keys and etcd's data", &[OPENS]),
+            signal("whose tokens they are", &[Cgroups]),
+            signal("who then connects to an API server", &[Hook(&["connection"])]),
+        ],
+    ),
+    of(
+        &known::DELETE_EVENTS,
+        &[
+            signal("who connects to etcd past the API server", &[Hook(&["connection"])]),
+            signal("logs of pods truncated or removed", &[Nothing]),
+        ],
+    ),
+    of(
+        &known::MALICIOUS_ADMISSION,
+        &[signal("where this node's API server connects for the first time", &[Hook(&["connection"])])],
+    ),
+    of(&known::PUBLIC_API, &[signal("whom this node's API server accepts from outside", &[Hook(&["connection"])])]),
 ];
 
 #[cfg(test)]
