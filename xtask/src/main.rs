@@ -63,6 +63,9 @@ enum Task {
     /// An act of a node's scenario that is a system call
     #[command(hide = true)]
     NodeAct { what: node::act::What, pid: u32 },
+    /// What upgrades static pods on a benign day
+    #[command(hide = true)]
+    NodeUpgrade { manifests: PathBuf, work: PathBuf, version: String },
     /// Loops that the benchmark times
     #[command(hide = true)]
     Loop {
@@ -89,6 +92,7 @@ fn main() -> ExitCode {
         Task::Manifests => manifests::manifests(),
         Task::Node(options) => node::node(&options),
         Task::NodeAct { what, pid } => node::act::act(what, pid),
+        Task::NodeUpgrade { manifests, work, version } => node::upgrade(&manifests, &work, &version),
         Task::Loop { what, count, dir, samples } => bench::loops::run(what, count, &dir, samples),
     };
     match done {

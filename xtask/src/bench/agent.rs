@@ -74,6 +74,10 @@ impl Agent {
         }
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn stdout(&mut self) -> anyhow::Result<ChildStdout> {
         self.child.stdout.take().context("the agent's output was taken before")
     }

@@ -10,6 +10,10 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
@@ -26,6 +30,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Where the registry listens, in the node's network namespace only.
 pub const REGISTRY: &str = "127.0.0.1:5000";
 
+/// The addresses of Kubernetes' services.
+pub const SERVICES: &str = "10.96.0.0/16";
+
 /// A node that is up. What takes it down is [`host::release`].
 pub struct Node {
     pub tools: Tools,
@@ -35,8 +42,10 @@ pub struct Node {
     pub detector: PathBuf,
     /// The xtask itself, for acts that are system calls.
     pub own: PathBuf,
-    /// containerd, kubelet, registry. Kept so that the dead are noticed.
-    daemons: Vec<(&'static str, Child)>,
+    /// Whether it has an API server, which kubelet is registered with.
+    pub has_api: bool,
+    /// containerd, kubelet, registry, ... Kept so that the dead are noticed.
+    pub(super) daemons: Vec<(&'static str, Child)>,
 }
 
 /// A path of the node.
@@ -71,7 +80,16 @@ pub fn up(tools: Tools, detector: PathBuf, runtime: Runtime) -> anyhow::Result<N
         "registry",
         daemon(&tools, "registry", Command::new(registry).arg("serve").arg(place("registry.yaml")))?,
     ));
-    let mut kubelet = Command::new(&tools.kubelet);
+    daemons.push(("kubelet", daemon(&tools, "kubelet", &kubelet(&tools))?));
+    kubelet_is_healthy(&mut daemons)?;
+    wait("registry", &mut daemons, || text(curl(&[&format!("http://{REGISTRY}/v2/")])))?;
+    setup::say("kubelet 1.20.2 is healthy");
+    Ok(Node { tools, images, runtime, cri, detector, own: std::env::current_exe()?, has_api: false, daemons })
+}
+
+/// A kubelet that reads manifests, and asks nobody else.
+pub(super) fn kubelet(tools: &Tools) -> Command {
+    let mut kubelet = Command::new(tools.kubelet());
     kubelet.arg(format!("--config={}", place("kubelet.yaml").display()));
     kubelet.arg("--container-runtime=remote");
     kubelet.arg(format!("--container-runtime-endpoint=unix://{}", place("containerd.sock").display()));
@@ -80,11 +98,13 @@ pub fn up(tools: Tools, detector: PathBuf, runtime: Runtime) -> anyhow::Result<N
     kubelet.arg(format!("--seccomp-profile-root={}", place("kubelet/seccomp").display()));
     kubelet.arg(format!("--cert-dir={}", place("pki").display()));
     kubelet.arg(format!("--hostname-override={NAME}"));
-    daemons.push(("kubelet", daemon(&tools, "kubelet", &kubelet)?));
-    wait("kubelet", &mut daemons, || text(curl(&["http://127.0.0.1:10248/healthz"])))?;
-    wait("registry", &mut daemons, || text(curl(&[&format!("http://{REGISTRY}/v2/")])))?;
-    setup::say("kubelet 1.20.2 is healthy");
-    Ok(Node { tools, images, runtime, cri, detector, own: std::env::current_exe()?, daemons })
+    kubelet
+}
+
+/// # Errors
+/// When it does not get so.
+pub(super) fn kubelet_is_healthy(daemons: &mut [(&'static str, Child)]) -> anyhow::Result<()> {
+    wait("kubelet", daemons, || text(curl(&["http://127.0.0.1:10248/healthz"]))).map(drop)
 }
 
 impl Node {
@@ -132,14 +152,24 @@ pub fn text(mut command: Command) -> anyhow::Result<String> {
 
 /// A program in the node's network namespace, ended when it takes more than a minute.
 pub fn inside(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    inside_of(&host::network(), program)
+}
+
+/// A program in this network namespace, ended when it takes more than a minute.
+pub fn inside_of(network: &Path, program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new("timeout");
-    command.args(["60", "nsenter"]).arg(format!("--net={}", host::network().display())).arg("--").arg(program);
+    command.args(["60", "nsenter"]).arg(format!("--net={}", network.display())).arg("--").arg(program);
     command
 }
 
 /// curl, in the node's network namespace. Proxies are for the world outside.
 pub fn curl(args: &[&str]) -> Command {
-    let mut curl = inside("curl");
+    curl_of(&host::network(), args)
+}
+
+/// curl, in this network namespace.
+pub fn curl_of(network: &Path, args: &[&str]) -> Command {
+    let mut curl = inside_of(network, "curl");
     curl.args(["--silent", "--show-error", "--fail", "--insecure", "--noproxy", "*", "--max-time", "30"]).args(args);
     curl
 }
@@ -158,7 +188,7 @@ fn import(tools: &Tools, image: &Image) -> anyhow::Result<()> {
 
 /// Starts a daemon, with what it says in a file. In a process group of its own, so that Ctrl-C in the terminal is not
 /// meant for it.
-fn daemon(tools: &Tools, name: &str, command: &Command) -> anyhow::Result<Child> {
+pub(super) fn daemon(tools: &Tools, name: &str, command: &Command) -> anyhow::Result<Child> {
     let log = fs::File::create(log_of(name))?;
     let mut started = confined(tools, command)?;
     started.current_dir(PLACE).process_group(0).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
@@ -194,8 +224,24 @@ fn alive(daemons: &mut [(&'static str, Child)]) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Ends a daemon as whoever stops a service does, and waits for its end.
+///
+/// # Errors
+/// When it does not end.
+pub(super) fn stop(daemons: &mut Vec<(&'static str, Child)>, name: &str) -> anyhow::Result<()> {
+    let at = daemons.iter().position(|(known, _)| *known == name).with_context(|| format!("no daemon {name}"))?;
+    let (_, mut child) = daemons.remove(at);
+    kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGTERM).with_context(|| format!("ending {name}"))?;
+    let deadline = Instant::now() + PATIENCE;
+    while child.try_wait()?.is_none() {
+        anyhow::ensure!(Instant::now() < deadline, "{name} does not end; see {}", log_of(name).display());
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
 /// Tries until it works, or a daemon has ended, or patience is over.
-fn wait<T>(
+pub(super) fn wait<T>(
     name: &str,
     daemons: &mut [(&'static str, Child)],
     mut ready: impl FnMut() -> anyhow::Result<T>,
@@ -219,11 +265,15 @@ fn write_configs(tools: &Tools) -> anyhow::Result<()> {
         "cniVersion": "0.4.0", "name": NAME,
         "plugins": [{
             "type": "ptp",
-            "ipam": {"type": "host-local", "subnet": "10.88.0.0/16", "dataDir": place("cni-data")},
+            "ipam": {
+                "type": "host-local", "subnet": "10.88.0.0/16", "dataDir": place("cni-data"),
+                // Where an API server is, if there is one.
+                "routes": [{"dst": SERVICES}],
+            },
         }],
     });
     fs::write(place("cni/10-node.conflist"), serde_json::to_string_pretty(&network)?)?;
-    fs::write(place("kubelet.yaml"), serde_json::to_string_pretty(&kubelet_config())?)?;
+    fs::write(place("kubelet.yaml"), serde_json::to_string_pretty(&kubelet_config("127.0.0.1"))?)?;
     let registry = json!({
         "version": 0.1,
         "storage": {"filesystem": {"rootdirectory": place("registry")}},
@@ -277,13 +327,14 @@ oom_score = 0
     )
 }
 
-fn kubelet_config() -> Value {
+/// Kubelet's configuration; it listens at this address.
+pub(super) fn kubelet_config(address: &str) -> Value {
     json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
         "staticPodPath": place("manifests"),
         "fileCheckFrequency": "2s",
-        "address": "127.0.0.1",
+        "address": address,
         "readOnlyPort": 10255,
         "authentication": {"anonymous": {"enabled": true}, "webhook": {"enabled": false}},
         "authorization": {"mode": "AlwaysAllow"},
@@ -295,6 +346,8 @@ fn kubelet_config() -> Value {
         // A developer's disk is fuller than a node's, and that is not what is tested.
         "evictionHard": {"memory.available": "1Mi", "nodefs.available": "0%", "imagefs.available": "0%"},
         "imageGCHighThresholdPercent": 100,
+        // So small that logs are rotated while one looks.
+        "containerLogMaxSize": "1Mi",
         "volumePluginDir": place("plugins"),
         "volumeStatsAggPeriod": "1h",
     })

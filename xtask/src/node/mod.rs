@@ -3,6 +3,8 @@
 //! containerd, runc and a standalone kubelet run for real, in a network namespace without routes. Each scenario performs
 //! an act on the node, with its benign twin beside it, and asserts what the agent says.
 
+mod api;
+mod benign;
 mod cri;
 mod daemons;
 mod host;
@@ -10,7 +12,9 @@ mod images;
 mod pods;
 mod scenario;
 mod tools;
+mod upgrade;
 mod watch;
+mod webhook;
 
 use std::{
     io::IsTerminal as _,
@@ -31,6 +35,7 @@ use daemons::{Node, place};
 use scenario::Scenario;
 
 pub use scenario::act;
+pub use upgrade::upgrade;
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -52,12 +57,30 @@ pub struct Options {
     /// Containers that the scenario `thousand` starts
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     containers: u32,
+    /// With --shell: an API server too
+    #[arg(long, requires = "shell")]
+    api: bool,
+    /// A benign day on a node with an API server, for so many minutes, instead of scenarios; fails when an alert is above low
+    #[arg(long, value_name = "MINUTES", num_args = 0..=1, default_missing_value = "30",
+          value_parser = clap::value_parser!(u32).range(1..=1440), conflicts_with_all = ["names", "shell"])]
+    benign: Option<u32>,
 }
 
 impl Options {
     /// Every scenario, beside the debug build: what the tests run.
     pub fn all() -> Self {
-        Self { names: Vec::new(), list: false, shell: false, down: false, debug: true, containers: 1000 }
+        let (names, benign) = (Vec::new(), None);
+        Self { names, list: false, shell: false, down: false, debug: true, containers: 1000, api: false, benign }
+    }
+
+    fn chosen(&self) -> impl Iterator<Item = &'static Scenario> {
+        scenario::ALL
+            .iter()
+            .filter(|scenario| self.names.is_empty() || self.names.iter().any(|names| names.contains(scenario)))
+    }
+
+    fn with_api(&self) -> bool {
+        if self.shell { self.api } else { self.benign.is_some() || self.chosen().any(|scenario| scenario.api) }
     }
 }
 
@@ -80,7 +103,7 @@ pub fn node(options: &Options) -> anyhow::Result<()> {
         let _held = host::hold()?;
         return host::release();
     }
-    let tools = tools::tools()?;
+    let tools = tools::tools(options.with_api())?;
     let detector = crate::build_as(if options.debug { "debug" } else { "release" })?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
 
@@ -90,7 +113,11 @@ pub fn node(options: &Options) -> anyhow::Result<()> {
     let up = host::take(&held).and_then(|()| daemons::up(tools, detector, runtime));
     let done = up.and_then(|mut node| {
         say(&format!("the node is up, in {:.1} s", started.elapsed().as_secs_f64()));
-        let done = if options.shell { shell(&node) } else { run(&mut node, options) };
+        let done = match options.benign {
+            Some(minutes) => benign::day(&mut node, minutes),
+            None if options.shell => shell(&mut node, options.api),
+            None => run(&mut node, options),
+        };
         done.and_then(|()| node.alive())
     });
     if INTERRUPTED.load(Ordering::SeqCst) {
@@ -142,17 +169,15 @@ fn take_down_on_signal(shell: bool) -> anyhow::Result<()> {
 
 /// Runs the scenarios; the list of those that failed is the error.
 fn run(node: &mut Node, options: &Options) -> anyhow::Result<()> {
-    let chosen: Vec<&Scenario> = scenario::ALL
-        .iter()
-        .filter(|scenario| options.names.is_empty() || options.names.iter().any(|names| names.contains(scenario)))
-        .collect();
+    let chosen: Vec<_> = options.chosen().collect();
     let mut failed = Vec::new();
     let all = Instant::now();
     for scenario in &chosen {
         let started = Instant::now();
         say(&format!("{}: {}", scenario.name, scenario.what));
         let mut checks = scenario::Checks::default();
-        let done = (scenario.run)(node, options, &mut checks);
+        let up = if scenario.api { node.bring_up_api() } else { Ok(()) };
+        let done = up.and_then(|()| (scenario.run)(node, options, &mut checks));
         if INTERRUPTED.load(Ordering::SeqCst) {
             return Ok(());
         }
@@ -173,7 +198,10 @@ fn run(node: &mut Node, options: &Options) -> anyhow::Result<()> {
 }
 
 /// A person on the node.
-fn shell(node: &Node) -> anyhow::Result<()> {
+fn shell(node: &mut Node, api: bool) -> anyhow::Result<()> {
+    if api {
+        node.bring_up_api()?;
+    }
     let socket = place("containerd.sock");
     let shell = std::env::var("SHELL").unwrap_or_else(|_| "/bin/sh".to_owned());
     eprintln!(
@@ -203,6 +231,11 @@ A shell on the node; `exit` takes it down.
     let mut command = daemons::confined(&node.tools, &command)?;
     command.env("CONTAINERD_ADDRESS", &socket).env("CONTAINERD_NAMESPACE", "k8s.io");
     command.env("CONTAINER_RUNTIME_ENDPOINT", format!("unix://{}", socket.display()));
+    if node.has_api {
+        let (kubectl, audit) = (node.tools.kubernetes("kubectl"), api::audit_log());
+        eprintln!("  kubectl     {}\n  audit log   {}", kubectl.display(), audit.display());
+        command.env("KUBECONFIG", place("api/admin.conf"));
+    }
     command.env("PS1", "node# ");
     // What the last command returned is the person's affair.
     command.status().with_context(|| format!("starting {shell}")).map(drop)

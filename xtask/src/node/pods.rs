@@ -131,13 +131,16 @@ impl Node {
         Ok(fs::rename(&hidden, place("manifests").join(format!("{name}.yaml")))?)
     }
 
-    /// Removes every manifest, and waits until kubelet has no pod.
+    /// Removes every manifest, and what scenarios made through the API server; waits until kubelet has no pod.
     ///
     /// # Errors
     /// When it still has one after a while.
     pub fn remove_pods(&mut self) -> anyhow::Result<()> {
         for entry in fs::read_dir(place("manifests"))? {
             fs::remove_file(entry?.path())?;
+        }
+        if self.has_api {
+            self.remove_api_pods()?;
         }
         let deadline = Instant::now() + PATIENCE;
         while pods()?.as_array().is_some_and(|pods| !pods.is_empty()) {

@@ -1,5 +1,5 @@
-//! The node's programs: Debian's containerd, runc, CNI plugins and registry, unpacked and never installed, and a kubelet
-//! built from Debian's source package. All of it is kept below `target/node`.
+//! The node's programs: Debian's containerd, runc, CNI plugins, registry and etcd, unpacked and never installed, and kubelet,
+//! API server, controller manager and kubectl, built from Debian's source package. All of it is kept below `target/node`.
 
 use std::{
     fs,
@@ -18,18 +18,32 @@ use crate::{
 /// Debian 12: its containerd 1.6 speaks the CRI version of its kubelet 1.20.
 const SOURCES: [(&str, &str); 2] =
     [("http://deb.debian.org/debian", "bookworm"), ("http://deb.debian.org/debian-security", "bookworm-security")];
+/// What keeps an API server's objects, and its client; what rotates logs.
+const CLUSTER: [&str; 4] = ["etcd-server", "etcd-client", "logrotate", "libpopt0"];
 const PACKAGES: [&str; 5] = ["containerd", "runc", "containernetworking-plugins", "docker-registry", "busybox-static"];
-/// What kubelet is built with, and not kept.
+/// What Kubernetes' programs are built with, and not kept.
 const GO: [&str; 2] = ["golang-1.19-go", "golang-1.19-src"];
+/// Where its source believes to be.
+const PACKAGE: &str = "k8s.io/kubernetes";
+const KUBELET: &str = "kubelet";
+/// The programs of Kubernetes that a node with an API server has beside kubelet.
+const CONTROL_PLANE: [&str; 3] = ["kube-apiserver", "kube-controller-manager", "kubectl"];
 /// Programs of the system that bringing a node up takes, with their packages.
-const SYSTEM: [(&str, &str); 5] =
-    [("gcc", "gcc"), ("curl", "curl"), ("ip", "iproute2"), ("nsenter", "util-linux"), ("dpkg-source", "dpkg-dev")];
+const SYSTEM: [(&str, &str); 6] = [
+    ("gcc", "gcc"),
+    ("curl", "curl"),
+    ("ip", "iproute2"),
+    ("nsenter", "util-linux"),
+    ("dpkg-source", "dpkg-dev"),
+    ("openssl", "openssl"),
+];
 
 /// Where the programs are.
 pub struct Tools {
     /// Unpacked packages: `usr/bin/containerd`, `usr/lib/cni`, ...
     pub root: PathBuf,
-    pub kubelet: PathBuf,
+    /// What is built, and the packages that only a node with an API server has.
+    place: PathBuf,
 }
 
 impl Tools {
@@ -44,32 +58,63 @@ impl Tools {
         self.root.join("usr/bin").join(name)
     }
 
+    pub fn kubelet(&self) -> PathBuf {
+        self.kubernetes(KUBELET)
+    }
+
+    /// A program that is built from Kubernetes' source: kubelet, or one that only a node with an API server has.
+    pub fn kubernetes(&self, name: &str) -> PathBuf {
+        self.place.join(name)
+    }
+
+    /// A file of the packages that only a node with an API server has.
+    pub fn packaged(&self, path: &str) -> PathBuf {
+        self.place.join("cluster").join(path)
+    }
+
+    /// `etcd` or `etcdctl`, where the node has an API server.
+    pub fn etcd(&self, name: &str) -> PathBuf {
+        self.packaged("usr/bin").join(name)
+    }
+
     pub fn busybox(&self) -> PathBuf {
         self.root.join("bin/busybox")
     }
 }
 
-/// Fetches and builds what is not there yet.
+/// Fetches and builds what is not there yet; with an API server, what that takes too.
 ///
 /// # Errors
 /// When something cannot be had here, with what to type.
-pub fn tools() -> anyhow::Result<Tools> {
+pub fn tools(with_api: bool) -> anyhow::Result<Tools> {
     system()?;
     let place = root().join("target/node");
     fs::create_dir_all(&place)?;
     let place = place.canonicalize()?;
-    let tools = Tools { root: place.join("tools"), kubelet: place.join("kubelet") };
-    if !tools.root.exists() {
-        setup::say(&format!("fetching {} (Debian 12's; unpacked, not installed)", PACKAGES.join(", ")));
-        let apt = Apt::new(&SOURCES, None).context("Debian's package index (a network is needed, once)")?;
-        let partial = place.join("tools.partial");
-        unpack(&apt, &PACKAGES, &partial)?;
-        fs::rename(&partial, &tools.root)?;
+    let tools = Tools { root: place.join("tools"), place };
+    packages(&PACKAGES, &tools.root)?;
+    let mut wanted = vec![KUBELET];
+    if with_api {
+        packages(&CLUSTER, &tools.place.join("cluster"))?;
+        wanted.extend(CONTROL_PLANE);
     }
-    if !tools.kubelet.exists() {
-        build_kubelet(&place, &tools.kubelet).context("building kubelet")?;
+    wanted.retain(|name| !tools.kubernetes(name).exists());
+    if !wanted.is_empty() {
+        build(&tools.place, &wanted).with_context(|| format!("building {}", wanted.join(", ")))?;
     }
     Ok(tools)
+}
+
+/// Debian packages unpacked into a directory, unless it is there.
+fn packages(packages: &[&str], into: &Path) -> anyhow::Result<()> {
+    if into.exists() {
+        return Ok(());
+    }
+    setup::say(&format!("fetching {} (Debian 12's; unpacked, not installed)", packages.join(", ")));
+    let apt = Apt::new(&SOURCES, None).context("Debian's package index (a network is needed, once)")?;
+    let partial = into.with_extension("partial");
+    unpack(&apt, packages, &partial)?;
+    Ok(fs::rename(&partial, into)?)
 }
 
 fn system() -> anyhow::Result<()> {
@@ -108,10 +153,11 @@ fn unpack(apt: &Apt, packages: &[&str], into: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Kubelet is in no binary package; Debian's source package has it with all that it imports.
-fn build_kubelet(place: &Path, kubelet: &Path) -> anyhow::Result<()> {
+/// These programs are in no binary package; Debian's source package has them with all that they import.
+fn build(place: &Path, programs: &[&str]) -> anyhow::Result<()> {
     let started = Instant::now();
-    setup::say("building kubelet from Debian's source package kubernetes (about five CPU minutes, once)");
+    let what = programs.join(", ");
+    setup::say(&format!("building {what} from Debian's source package kubernetes (about two CPU minutes each, once)"));
     let build = place.join("build");
     if build.exists() {
         fs::remove_dir_all(&build)?;
@@ -120,32 +166,62 @@ fn build_kubelet(place: &Path, kubelet: &Path) -> anyhow::Result<()> {
     unpack(&apt, &GO, &build.join("go"))?;
     let source = apt.source("kubernetes", &build.join("source"))?;
     let gopath = build.join("gopath");
-    let package = gopath.join("src/k8s.io/kubernetes");
+    let package = gopath.join("src").join(PACKAGE);
     fs::create_dir_all(gopath.join("src/k8s.io"))?;
     fs::rename(&source, &package)?;
     let goroot = build.join("go/usr/lib/go-1.19");
-    let version = "-X k8s.io/kubernetes/vendor/k8s.io/component-base/version.gitVersion=v1.20.2";
-    let partial = place.join("kubelet.partial");
-    check(
-        Command::new(goroot.join("bin/go"))
-            .args([
-                "build",
-                "-trimpath",
-                "-tags",
-                "providerless dockerless",
-                "-ldflags",
-                &format!("-s -w {version}"),
-                "-o",
-            ])
-            .arg(&partial)
-            .arg("./cmd/kubelet")
-            .current_dir(&package)
-            .envs([("GOROOT", &goroot), ("GOPATH", &gopath), ("GOCACHE", &build.join("cache"))])
-            // The source tree is older than modules, and complete: nothing is to be fetched.
-            .envs([("GO111MODULE", "off"), ("GOFLAGS", ""), ("CGO_ENABLED", "0"), ("GOPROXY", "off")]),
-    )?;
-    fs::rename(&partial, kubelet)?;
+    let inside = |program: &Path| {
+        let mut command = Command::new(program);
+        command.current_dir(&package);
+        command.envs([("GOROOT", &goroot), ("GOPATH", &gopath), ("GOCACHE", &build.join("cache"))]);
+        // The source tree is older than modules, and complete: nothing is to be fetched.
+        command.envs([("GO111MODULE", "off"), ("GOFLAGS", ""), ("CGO_ENABLED", "0"), ("GOPROXY", "off")]);
+        command.env("PATH", format!("{}:{}", goroot.join("bin").display(), std::env::var("PATH").unwrap_or_default()));
+        command
+    };
+    let go = goroot.join("bin/go");
+    if programs.contains(&"kube-apiserver") {
+        let generator = build.join("openapi-gen");
+        check(inside(&go).args(["build", "-o"]).arg(&generator).arg("./vendor/k8s.io/kube-openapi/cmd/openapi-gen"))?;
+        check(&mut openapi(inside(&generator), &package)?)
+            .context("generating the API server's OpenAPI definitions")?;
+    }
+    let mut flags = "-s -w".to_owned();
+    // Each program says the version of one of these, and to the API server's clients that of another.
+    for of in ["vendor/k8s.io/component-base/version", "vendor/k8s.io/client-go/pkg/version", "pkg/version"] {
+        for (key, value) in [("gitVersion", "v1.20.2"), ("gitMajor", "1"), ("gitMinor", "20")] {
+            flags += &format!(" -X {PACKAGE}/{of}.{key}={value}");
+        }
+    }
+    for program in programs {
+        let partial = place.join(format!("{program}.partial"));
+        check(
+            inside(&go)
+                .args(["build", "-trimpath", "-tags", "providerless dockerless", "-ldflags", &flags, "-o"])
+                .arg(&partial)
+                .arg(format!("./cmd/{program}")),
+        )?;
+        fs::rename(&partial, place.join(program))?;
+    }
     fs::remove_dir_all(&build)?;
-    setup::say(&format!("kubelet is built, in {:.0} s", started.elapsed().as_secs_f64()));
+    setup::say(&format!("{what}: built, in {:.0} s", started.elapsed().as_secs_f64()));
     Ok(())
+}
+
+/// The one generated file that the source package lacks: without it the API server cannot tell what fields objects have. As
+/// `make gen_openapi` makes it: of all packages with a file that asks for it.
+fn openapi(mut generator: Command, package: &Path) -> anyhow::Result<Command> {
+    let mut asking = Command::new("grep");
+    asking.args(["-Rl", "--include=*.go", "--exclude=*_test.go", "--exclude=zz_generated*"]);
+    asking.args(["^ *// *+k8s:openapi-gen=", "cmd", "pkg", "plugin", "vendor/k8s.io"]).current_dir(package);
+    let files = setup::output(&mut asking)?;
+    let packages: std::collections::BTreeSet<_> = files
+        .lines()
+        .filter(|file| !["/code-generator/", "/sample-apiserver/", "/testdata/"].iter().any(|part| file.contains(part)))
+        .filter_map(|file| Some(format!("{PACKAGE}/{}", file.rsplit_once('/')?.0)))
+        .collect();
+    generator.arg("-i").arg(packages.into_iter().collect::<Vec<_>>().join(","));
+    generator.args(["-p", &format!("{PACKAGE}/pkg/generated/openapi"), "-O", "zz_generated.openapi"]);
+    generator.args(["-h", "hack/boilerplate/boilerplate.generatego.txt", "-r", "violations"]);
+    Ok(generator)
 }

@@ -6,7 +6,7 @@ use std::{
     io::{BufRead as _, BufReader},
     path::Path,
     process::Command,
-    sync::mpsc::{self, Receiver, RecvTimeoutError},
+    sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError},
     thread,
     time::{Duration, Instant},
 };
@@ -17,7 +17,7 @@ use serde_json::Value;
 use super::{
     daemons::{Node, confined},
     host::{NAME, PLACE},
-    pods::Pod,
+    pods::{NAMESPACE, Pod},
 };
 use crate::bench::agent::Agent;
 
@@ -101,7 +101,8 @@ impl Watch {
     /// Keeps an alert, unless it is about a pod or file of another node on this machine: developers run more than one thing.
     fn keep(&mut self, alert: Result<Value, String>) -> anyhow::Result<()> {
         let alert = alert.map_err(anyhow::Error::msg)?;
-        let pod_is_ours = alert["pod"]["name"].as_str().is_none_or(|name| name.ends_with(NAME));
+        let in_our_namespace = alert["pod"]["namespace"] == NAMESPACE;
+        let pod_is_ours = in_our_namespace || alert["pod"]["name"].as_str().is_none_or(|name| name.ends_with(NAME));
         let file_is_ours = alert["file"]["path"].as_str().is_none_or(|path| path.starts_with(PLACE));
         if pod_is_ours && file_is_ours {
             self.seen.push(alert);
@@ -149,6 +150,28 @@ impl Watch {
     /// As there.
     pub fn rest_of(&mut self, technique: &str) -> anyhow::Result<Vec<Value>> {
         Ok(self.rest()?.into_iter().filter(|alert| is(alert, technique)).collect())
+    }
+
+    /// Every alert that came since this was asked last, without waiting for more.
+    ///
+    /// # Errors
+    /// When the agent has ended or says something that is no alert.
+    pub fn so_far(&mut self) -> anyhow::Result<Vec<Value>> {
+        loop {
+            match self.alerts.try_recv() {
+                Ok(alert) => self.keep(alert)?,
+                Err(TryRecvError::Empty) => return Ok(std::mem::take(&mut self.seen)),
+                Err(TryRecvError::Disconnected) => bail!("the agent ended"),
+            }
+        }
+    }
+
+    /// The agent's process id.
+    ///
+    /// # Errors
+    /// When it is not a process of ours.
+    pub fn pid(&self) -> anyhow::Result<u32> {
+        Ok(self.agent.as_ref().context("an agent in a container")?.pid())
     }
 
     /// Ends the agent; its statistics.

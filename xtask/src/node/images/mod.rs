@@ -51,6 +51,11 @@ pub fn make(place: &Path, tools: &Tools) -> anyhow::Result<Images> {
         let archive = place.join(format!("{what}.tar"));
         pack(&archive, PAUSE, &files, &[], json!({"Entrypoint": ["/pause"]}))
     };
+    let source = place.join("memfd.c");
+    fs::write(&source, include_str!("memfd.c"))?;
+    let memfd = place.join("memfd");
+    check(Command::new("gcc").args(["-static", "-Os", "-s", "-Wall", "-Werror", "-o"]).arg(&memfd).arg(&source))?;
+    let memfd = fs::read(&memfd)?;
     let busybox = fs::read(tools.busybox()).with_context(|| tools.busybox().display().to_string())?;
     Ok(Images {
         pause: pause("honest", &[])?,
@@ -61,8 +66,11 @@ pub fn make(place: &Path, tools: &Tools) -> anyhow::Result<Images> {
         busybox: pack(
             &place.join("busybox.tar"),
             BUSYBOX,
-            &[File { path: "bin/busybox", content: busybox }],
-            &["sh", "sleep", "id", "true", "cat", "cp", "test", "touch", "echo", "nsenter", "tty"],
+            &[File { path: "bin/busybox", content: busybox }, File { path: "bin/memfd", content: memfd }],
+            &[
+                "sh", "sleep", "id", "true", "cat", "cp", "test", "touch", "echo", "nsenter", "tty", "wget", "kill",
+                "seq", "date",
+            ],
             json!({"Cmd": ["sh"], "Env": ["PATH=/bin"]}),
         )?,
     })

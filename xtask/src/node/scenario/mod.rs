@@ -1,6 +1,7 @@
 //! What is done on the node, and what the agent must say.
 
 pub mod act;
+pub mod control_plane;
 mod deployed;
 mod exec;
 mod image;
@@ -8,6 +9,7 @@ mod pause;
 mod probe;
 mod static_pod;
 mod thousand;
+pub mod workload;
 
 use std::sync::atomic::Ordering;
 
@@ -20,6 +22,8 @@ pub struct Scenario {
     pub name: &'static str,
     pub what: &'static str,
     pub run: Run,
+    /// Whether the node is to have an API server.
+    pub api: bool,
 }
 
 pub const ALL: &[Scenario] = &[
@@ -45,10 +49,24 @@ pub const ALL: &[Scenario] = &[
     scenario("image-arrival", "images imported and pulled", image::arrival),
     scenario("deployed", "the agent's image, in the pod of deploy/ and with no more than that", deployed::deployed),
     scenario("thousand", "containers by the thousand, started and removed through the CRI", thousand::thousand),
+    scenario("dropped-binary", "programs executed that are not in the image", workload::dropped),
+    scenario("privileged-pod", "a pod that may do anything on the node", workload::privileged),
+    scenario("agent-attacked", "a pod with the node's processes stops the agent", workload::agent_attacked),
+    // Those with an API server last: it is brought up once, and kubelet belongs to it from then on.
+    with_api("events-deleted", "a user deletes events through the API server", control_plane::events_deleted),
+    with_api("etcd-client", "events deleted in etcd, behind the API server's back", control_plane::etcd_client),
+    with_api("webhook", "a webhook outside of the cluster is told of secrets", control_plane::webhook),
+    with_api("anonymous", "somebody outside asks the API server without a name", control_plane::anonymous),
+    with_api("token", "a service account's token read and used by others", workload::token),
+    with_api("audit-log-cleared", "the audit log rotated, truncated and removed", control_plane::audit_log_cleared),
 ];
 
 const fn scenario(name: &'static str, what: &'static str, run: Run) -> Scenario {
-    Scenario { name, what, run }
+    Scenario { name, what, run, api: false }
+}
+
+const fn with_api(name: &'static str, what: &'static str, run: Run) -> Scenario {
+    Scenario { name, what, run, api: true }
 }
 
 /// What a scenario found out.
