@@ -22,7 +22,10 @@ const SOURCES: [(&str, &str); 2] =
 const CLUSTER: [&str; 4] = ["etcd-server", "etcd-client", "logrotate", "libpopt0"];
 const PACKAGES: [&str; 5] = ["containerd", "runc", "containernetworking-plugins", "docker-registry", "busybox-static"];
 /// What Kubernetes' programs are built with, and not kept.
-const GO: [&str; 2] = ["golang-1.19-go", "golang-1.19-src"];
+const GO: [&str; 3] = ["golang-1.19-go", "golang-1.19-src", "golang-github-modern-go-reflect2-dev"];
+/// A library of which the source package has a version older than Go 1.18: programs with it crash at random, when they write maps as
+/// JSON. Debian's own package of it is newer.
+const REFLECT: &str = "github.com/modern-go/reflect2";
 /// Where its source believes to be.
 const PACKAGE: &str = "k8s.io/kubernetes";
 const KUBELET: &str = "kubelet";
@@ -64,7 +67,7 @@ impl Tools {
 
     /// A program that is built from Kubernetes' source: kubelet, or one that only a node with an API server has.
     pub fn kubernetes(&self, name: &str) -> PathBuf {
-        self.place.join(name)
+        self.place.join("kubernetes").join(name)
     }
 
     /// A file of the packages that only a node with an API server has.
@@ -89,7 +92,7 @@ impl Tools {
 pub fn tools(with_api: bool) -> anyhow::Result<Tools> {
     system()?;
     let place = root().join("target/node");
-    fs::create_dir_all(&place)?;
+    fs::create_dir_all(place.join("kubernetes"))?;
     let place = place.canonicalize()?;
     let tools = Tools { root: place.join("tools"), place };
     packages(&PACKAGES, &tools.root)?;
@@ -100,7 +103,7 @@ pub fn tools(with_api: bool) -> anyhow::Result<Tools> {
     }
     wanted.retain(|name| !tools.kubernetes(name).exists());
     if !wanted.is_empty() {
-        build(&tools.place, &wanted).with_context(|| format!("building {}", wanted.join(", ")))?;
+        build(&tools, &wanted).with_context(|| format!("building {}", wanted.join(", ")))?;
     }
     Ok(tools)
 }
@@ -154,11 +157,11 @@ fn unpack(apt: &Apt, packages: &[&str], into: &Path) -> anyhow::Result<()> {
 }
 
 /// These programs are in no binary package; Debian's source package has them with all that they import.
-fn build(place: &Path, programs: &[&str]) -> anyhow::Result<()> {
+fn build(tools: &Tools, programs: &[&str]) -> anyhow::Result<()> {
     let started = Instant::now();
     let what = programs.join(", ");
     setup::say(&format!("building {what} from Debian's source package kubernetes (about two CPU minutes each, once)"));
-    let build = place.join("build");
+    let build = tools.place.join("build");
     if build.exists() {
         fs::remove_dir_all(&build)?;
     }
@@ -169,6 +172,9 @@ fn build(place: &Path, programs: &[&str]) -> anyhow::Result<()> {
     let package = gopath.join("src").join(PACKAGE);
     fs::create_dir_all(gopath.join("src/k8s.io"))?;
     fs::rename(&source, &package)?;
+    let reflect = package.join("vendor").join(REFLECT);
+    fs::remove_dir_all(&reflect)?;
+    fs::rename(build.join("go/usr/share/gocode/src").join(REFLECT), &reflect)?;
     let goroot = build.join("go/usr/lib/go-1.19");
     let inside = |program: &Path| {
         let mut command = Command::new(program);
@@ -194,14 +200,15 @@ fn build(place: &Path, programs: &[&str]) -> anyhow::Result<()> {
         }
     }
     for program in programs {
-        let partial = place.join(format!("{program}.partial"));
+        let done = tools.kubernetes(program);
+        let partial = done.with_extension("partial");
         check(
             inside(&go)
                 .args(["build", "-trimpath", "-tags", "providerless dockerless", "-ldflags", &flags, "-o"])
                 .arg(&partial)
                 .arg(format!("./cmd/{program}")),
         )?;
-        fs::rename(&partial, place.join(program))?;
+        fs::rename(&partial, &done)?;
     }
     fs::remove_dir_all(&build)?;
     setup::say(&format!("{what}: built, in {:.0} s", started.elapsed().as_secs_f64()));

@@ -48,7 +48,8 @@ pub fn upgrade(manifests: &Path, work: &Path, version: &str) -> anyhow::Result<(
     Ok(())
 }
 
-/// A static pod that asks for what such ones ask for, and does nothing with it.
+/// A static pod that mounts what such ones mount, and does nothing with it. In a network of its own: that of this node is not the one
+/// that the host began with, so that whatever happens on the node would be in the pod's.
 fn manifest(component: &str, version: &str) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Pod",
@@ -57,7 +58,7 @@ fn manifest(component: &str, version: &str) -> Value {
             "annotations": {VERSION: version}, "labels": {"tier": "control-plane", "component": component},
         },
         "spec": {
-            "hostNetwork": true, "priorityClassName": "system-node-critical", "terminationGracePeriodSeconds": 0,
+            "priorityClassName": "system-node-critical", "terminationGracePeriodSeconds": 0,
             "containers": [{
                 "name": component, "image": super::images::BUSYBOX, "imagePullPolicy": "Never",
                 "command": ["sh", "-c", "while :; do sleep 3600; done"],

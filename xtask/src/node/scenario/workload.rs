@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use super::{
     super::{
         Options,
-        daemons::{Node, place},
+        api::{EDGE, OUTSIDER, outside},
+        daemons::{Node, curl_of, place, text},
         images::BUSYBOX,
         pods::{self, Pod},
         watch::{LOW, Watch, is, names, names_pod, severity},
@@ -155,7 +156,8 @@ pub fn token(node: &mut Node, _: &Options, checks: &mut Checks) -> anyhow::Resul
         pods::NAMESPACE
     );
     let (namespace, bind) = (pods::NAMESPACE, "--clusterrole=janitor");
-    node.kubectl(&["create", "rolebinding", "looks", "--namespace", namespace, bind, "--serviceaccount=shop:default"])?;
+    let account = format!("--serviceaccount={namespace}:default");
+    node.kubectl(&["create", "rolebinding", "looks", "--namespace", namespace, bind, &account])?;
     let prompter = Prompter::new("token")?;
     let owner = prompter.manifest("owner", &[("twin", &format!("{ask} > /work/pods"))], &[])?;
     let owner = node.run_api_pod(owner)?;
@@ -201,5 +203,17 @@ pub fn token(node: &mut Node, _: &Options, checks: &mut Checks) -> anyhow::Resul
         is(alert, TECHNIQUE) && severity(alert) > LOW && alert["origin"] == "host"
     });
     checks.check("read on the host by somebody who is not kubelet: an alert", alert.map(drop));
+
+    let stolen = fs::read_to_string(thief.file("stolen"))?;
+    let bearer = format!("Authorization: Bearer {}", stolen.trim());
+    let url = format!("https://{EDGE}/api/v1/namespaces/{namespace}/pods");
+    let listed = text(curl_of(&outside(), &["--header", &bearer, &url]))?;
+    ensure!(listed.contains("PodList"), "with the token from outside the API server said {listed:?}");
+    let account = format!("system:serviceaccount:{namespace}:default");
+    let alert = watch.find(&format!("above low, with {account} and {OUTSIDER}"), |alert| {
+        let said = alert.to_string();
+        severity(alert) > LOW && said.contains(&account) && said.contains(OUTSIDER)
+    });
+    checks.check("used from outside of the cluster: an alert with the account and the address", alert.map(drop));
     Ok(())
 }
