@@ -102,9 +102,13 @@ impl Watch {
     fn keep(&mut self, alert: Result<Value, String>) -> anyhow::Result<()> {
         let alert = alert.map_err(anyhow::Error::msg)?;
         let in_our_namespace = alert["pod"]["namespace"] == NAMESPACE;
-        let pod_is_ours = in_our_namespace || alert["pod"]["name"].as_str().is_none_or(|name| name.ends_with(NAME));
-        let file_is_ours = alert["file"]["path"].as_str().is_none_or(|path| path.starts_with(PLACE));
-        if pod_is_ours && file_is_ours {
+        // A file of a pod is named as the pod sees it.
+        let ours = match (alert["pod"]["name"].as_str(), alert["file"]["path"].as_str()) {
+            (Some(pod), _) => in_our_namespace || pod.ends_with(NAME),
+            (None, Some(file)) => file.starts_with(PLACE),
+            (None, None) => true,
+        };
+        if ours {
             self.seen.push(alert);
         }
         Ok(())
