@@ -215,7 +215,7 @@ fn image(node: &mut Node, round: u32) -> anyhow::Result<()> {
     text(node.ctr(&["images", "push", "--plain-http", &name]))?;
     let blob = place("root/io.containerd.content.v1.content/blobs").join(image.digest.replace(':', "/"));
     let mut cri = node.cri.clone();
-    text(node.ctr(&["images", "rm", &name]))?;
+    node.runtime.block_on(cri.remove_image(&name))?;
     node.until("containerd collects the imported image", || !blob.exists())?;
     node.runtime.block_on(cri.pull(&name))?;
     node.runtime.block_on(cri.remove_image(&name))?;
