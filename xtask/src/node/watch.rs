@@ -105,7 +105,8 @@ impl Watch {
         // A file of a pod is named as the pod sees it.
         let ours = match (alert["pod"]["name"].as_str(), alert["file"]["path"].as_str()) {
             (Some(pod), _) => in_our_namespace || pod.ends_with(NAME),
-            (None, Some(file)) => file.starts_with(PLACE),
+            // Of a long path the end is told.
+            (None, Some(file)) => file.starts_with(PLACE) || file.starts_with(".../"),
             (None, None) => true,
         };
         if ours {
