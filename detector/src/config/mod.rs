@@ -17,7 +17,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use checks::{
-    Digest, Expiry, Expression, HookName, Listen, Network, Output, Pattern, Sha256, Size, Span, Technique, Text, Trusted,
+    Digest, Expiry, Expression, HookName, Listen, Network, Output, Pattern, Sha256, Size, Span, Technique, Text,
+    Trusted,
 };
 
 use crate::{
