@@ -48,6 +48,8 @@ pub struct Alert {
     pub file: Option<File>,
     /// What the manifest asks for, when the alert is about one that parses.
     pub manifest: Option<crate::manifest::Manifest>,
+    /// The request to the API server that completed the finding.
+    pub request: Option<Request>,
     pub evidence: Vec<Evidence>,
     pub trace: TraceRef,
     /// How many findings this one stands for: those that were identical with one that was told before, or were held back.
@@ -128,6 +130,32 @@ pub struct File {
     /// Digest of what it was before.
     pub previous_sha256: Option<String>,
     pub symlink: Option<String>,
+}
+
+/// A request to an API server, as its audit log has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Request {
+    /// Empty where nobody was authenticated.
+    pub user: String,
+    pub groups: Vec<String>,
+    /// Whom that user acted as.
+    pub impersonated_user: Option<String>,
+    /// The last one is the connection's other end; those before are what headers claim.
+    pub source_ips: Vec<String>,
+    pub user_agent: String,
+    pub verb: String,
+    pub uri: String,
+    /// `pods/exec`, `mutatingwebhookconfigurations.admissionregistration.k8s.io`; `None` for what is no resource.
+    pub resource: Option<String>,
+    pub namespace: Option<String>,
+    pub name: Option<String>,
+    /// HTTP status of the answer.
+    pub code: u16,
+    pub audit_id: String,
+    /// When the API server received it, RFC 3339, by its own clock.
+    pub time: String,
+    /// The pod that the service account's token is bound to.
+    pub pod: Option<String>,
 }
 
 /// A record behind the alert.

@@ -119,6 +119,18 @@ pub struct Source {
     /// The node's name in alerts [default: the host's name]
     #[arg(long, value_name = "NAME")]
     pub node_name: Option<String>,
+    /// Follow this audit log of a kube-apiserver beside those that API servers here write; may be given several times
+    #[arg(long = "audit-log", value_name = "PATH")]
+    pub audit_logs: Vec<PathBuf>,
+    /// Follow only what --audit-log names
+    #[arg(long)]
+    pub no_audit_log_search: bool,
+    /// Read audit logs from their beginning where no agent before has read them, and not from their end
+    #[arg(long)]
+    pub audit_from_start: bool,
+    /// Keep in DIR how far audit logs were read [default: the directory of --spool, else of --record, else nowhere]
+    #[arg(long, value_name = "DIR")]
+    pub audit_state: Option<PathBuf>,
 }
 
 /// How acts are seen.
@@ -264,6 +276,9 @@ enum Deny {
 struct Drill {
     /// Which technique to perform
     technique: drill::Technique,
+    /// How to reach the API server, for drills that ask it something
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
     #[command(flatten)]
     source: Source,
 }
@@ -277,7 +292,7 @@ pub fn main(started: Instant) -> ExitCode {
         Command::Replay(replay) => play(replay),
         Command::Doctor(source) => doctor::doctor(&source.options()),
         Command::Matrix(options) => matrix::matrix(&options),
-        Command::Drill(drill) => drill::drill(drill.technique, &drill.source),
+        Command::Drill(drill) => drill::drill(drill.technique, &drill.source, drill.kubeconfig.as_deref()),
         Command::Config(command) => config_command::config(&command),
         Command::Trace(trace) => command::trace(&trace),
         Command::Explain(options) => explain::explain(&options),
@@ -324,6 +339,10 @@ impl Source {
             config.cri.sockets.clear();
         }
         one(&self.node_name.clone().map(Some), &mut config.node_name);
+        list(&self.audit_logs, &mut config.audit.logs);
+        config.audit.find &= !self.no_audit_log_search;
+        config.audit.whole |= self.audit_from_start;
+        one(&self.audit_state.clone().map(Some), &mut config.audit.state);
     }
 }
 
@@ -397,6 +416,15 @@ impl Source {
         }
         if let Some(name) = &self.node_name {
             add("--node-name", name.as_ref());
+        }
+        for log in &self.audit_logs {
+            add("--audit-log", log.as_os_str());
+        }
+        if self.no_audit_log_search {
+            arguments.push("--no-audit-log-search".into());
+        }
+        if self.audit_from_start {
+            arguments.push("--audit-from-start".into());
         }
         if self.no_default_dirs {
             arguments.push("--no-default-dirs".into());
@@ -562,7 +590,8 @@ mod tests {
             "manifest_dirs: [/file]\nnode_name: file\nhooks: lsm\nwithout_hooks: [mmap]\nbtf: /file\ncri: {{sockets: [/file]}}\n\
              pause: {{digests: ['sha256:{digest}'], binaries: ['{digest}']}}\ndeny: {{static_pod: true, trust: [/file]}}\n\
              record: {{dir: /file, size: 1MiB, age: 1h, free_percent: 1}}\noutputs: [stdout:pretty]\n\
-             grouping: {{window: 1s}}\nrate_limit: {{alerts: 1, per: 1s}}\nmetrics: {{listen: '127.0.0.1:1'}}\n"
+             grouping: {{window: 1s}}\nrate_limit: {{alerts: 1, per: 1s}}\nmetrics: {{listen: '127.0.0.1:1'}}\n\
+             audit: {{logs: [/file], state: /file}}\n"
         );
         let file = file::parse("c.yaml", &text).unwrap();
         assert_eq!(given(&[], &text), file);
@@ -571,6 +600,8 @@ mod tests {
         let all = [
             ["--manifest-dir", "/flag"],
             ["--node-name", "flag"],
+            ["--audit-log", "/flag"],
+            ["--audit-state", "/flag"],
             ["--hooks", "kprobe"],
             ["--without-hook", "ptrace"],
             ["--btf", "/flag"],

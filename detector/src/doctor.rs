@@ -4,7 +4,7 @@ use std::{
     fmt::Write as _,
     fs,
     io::Write as _,
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -14,6 +14,7 @@ use crate::{
     escape::{escape, escape_to},
     record::{Body, DirState, HookState, InfoFrom, Watched},
     source::{
+        audit,
         bundle::Bundles,
         cri::{self, Answer, Cri},
         kernel::{Kernel, btf, hooks::HOOKS, hooks::Hook},
@@ -98,6 +99,8 @@ pub fn doctor(options: &Options) -> anyhow::Result<ExitCode> {
     } else if watched.dirs.iter().all(|dir| dir.kubelet_pid.is_none()) {
         notes.push("no kubelet runs here: these are defaults and what you named, not what a kubelet reads".to_owned());
     }
+
+    say_audit_logs(&mut report, options)?;
 
     writeln!(report, "\nCoverage")?;
     for problem in &problems {
@@ -211,6 +214,34 @@ fn containers(report: &mut String, options: &Options, notes: &mut Vec<String>) -
     }
     if said < wanted {
         writeln!(report, "  {:<10} {:<22} {} did not answer", "absent", "runtime", wanted - said)?;
+    }
+    Ok(())
+}
+
+/// Audit logs that would be followed: the root that each is seen from, its path there, and who names it.
+pub(crate) fn audit_logs(options: &Options) -> Vec<(PathBuf, PathBuf, &'static str)> {
+    let root = kubelet::host_root(&options.audit.proc);
+    let named = options.audit.logs.iter().map(|path| (root.clone(), path.clone(), "named"));
+    let found = if options.audit.find { audit::find::logs(&options.audit.proc) } else { Vec::new() };
+    named.chain(found.into_iter().map(|found| (found.root, found.path, "kube-apiserver"))).collect()
+}
+
+fn say_audit_logs(report: &mut String, options: &Options) -> std::fmt::Result {
+    writeln!(report, "\nAudit logs")?;
+    let logs = audit_logs(options);
+    for (root, path, whose) in &logs {
+        let there = root.join(path.strip_prefix("/").unwrap_or(path)).exists();
+        let (mark, state) = if there { ("ok", "") } else { ("waiting", ", does not exist yet") };
+        writeln!(report, "  {mark:<10} {}  [{whose}]{state}", escape(&path.display().to_string()))?;
+    }
+    if logs.is_empty() {
+        writeln!(
+            report,
+            "  {:<10} no kube-apiserver here writes one; requests to the API server are not seen",
+            "none"
+        )?;
+    } else if options.audit.state.is_none() {
+        writeln!(report, "  {:<10} read from their ends at each start: name a directory with --audit-state", "note")?;
     }
     Ok(())
 }

@@ -17,7 +17,7 @@ use crate::{
 };
 
 pub use crate::{
-    source::{bundle::fuzz::oci_config, cri::fuzz::cri},
+    source::{audit::fuzz::audit, bundle::fuzz::oci_config, cri::fuzz::cri},
     trace::fuzz::trace_reader,
 };
 
@@ -184,12 +184,13 @@ mod tests {
 
     type Target = fn(&[u8]);
 
-    const TARGETS: [(&str, Target); 5] = [
+    const TARGETS: [(&str, Target); 6] = [
         ("trace_reader", trace_reader),
         ("record_decode", record_decode),
         ("manifest", manifest),
         ("oci_config", oci_config),
         ("cri", cri),
+        ("audit", audit),
     ];
 
     fn seeds(target: &str) -> std::path::PathBuf {
@@ -319,6 +320,9 @@ mod tests {
         }
         for (name, bytes) in crate::source::cri::fuzz::seeds() {
             write("cri", name, &bytes);
+        }
+        for (name, bytes) in crate::source::audit::fuzz::seeds() {
+            write("audit", name, &bytes);
         }
     }
 

@@ -1,11 +1,12 @@
 //! Records in, alerts out: decode, context, detection, in that order. Pure.
 
 use crate::{
-    alert::{Alert, Origin, Process, TraceRef},
+    alert::{Alert, Origin, Process, Request, TraceRef},
     context::{Context, container::Container},
     decode,
     detect::{
-        Detector, Finding, around::Around, blocked::Blocked, container_exec::ContainerExec, etcd_client::EtcdClient,
+        Detector, Finding, admission::Admission, anonymous::Anonymous, around::Around, audit_log::AuditLogs,
+        blocked::Blocked, container_exec::ContainerExec, delete_events::DeleteEvents, etcd_client::EtcdClient,
         image_arrival::ImageArrivals, impair::Impair, kind_bit, operator::Operator, pause::Pause,
         public_api::PublicApi, service_account::ServiceAccount, static_pod::StaticPod, supply_chain::SupplyChain,
         tamper::Tamper, webhook_address::WebhookAddress,
@@ -52,6 +53,10 @@ impl Pipeline {
             Box::<EtcdClient>::default(),
             Box::<WebhookAddress>::default(),
             Box::<PublicApi>::default(),
+            Box::<DeleteEvents>::default(),
+            Box::<AuditLogs>::default(),
+            Box::<Admission>::default(),
+            Box::<Anonymous>::default(),
         ];
         Self {
             context: Context::default(),
@@ -73,9 +78,9 @@ impl Pipeline {
             _ => None,
         };
         self.context.learn(record.time, &record.body, event.as_ref());
-        let kind = event.as_ref().map_or(!0, |event| kind_bit(event.header().kind));
+        let kind = event.as_ref().map(|event| kind_bit(event.header().kind));
         let mut alerts = Vec::new();
-        for (_, detector) in self.detectors.iter_mut().filter(|(kinds, _)| kinds & kind != 0) {
+        for (_, detector) in self.detectors.iter_mut().filter(|(kinds, _)| kind.is_none_or(|kind| kinds & kind != 0)) {
             for finding in detector.observe(record, event.as_ref(), &self.context) {
                 alerts.push(alert(finding, record, &self.context));
             }
@@ -115,12 +120,36 @@ fn alert(finding: Finding, record: &Record, context: &Context) -> Alert {
         pod: container.and_then(Container::pod),
         file: finding.file,
         manifest: finding.manifest,
+        request: request(record).filter(|_| finding.evidence.iter().any(|part| part.sequence == record.seq)),
         evidence: finding.evidence,
         trace: TraceRef { sequence: record.seq },
         count: 1,
         first_time: None,
         last_time: None,
     }
+}
+
+/// The request that a record is about.
+fn request(record: &Record) -> Option<Request> {
+    let Body::Audit(event) = &record.body else { return None };
+    let some = |text: &String| (!text.is_empty()).then(|| text.clone());
+    let object = event.object.as_ref();
+    Some(Request {
+        user: event.user.clone(),
+        groups: event.groups.clone(),
+        impersonated_user: event.impersonated.clone(),
+        source_ips: event.sources.iter().map(ToString::to_string).collect(),
+        user_agent: event.agent.clone(),
+        verb: event.verb.clone(),
+        uri: event.uri.clone(),
+        resource: object.map(ToString::to_string),
+        namespace: object.and_then(|object| some(&object.namespace)),
+        name: object.and_then(|object| some(&object.name)),
+        code: event.code,
+        audit_id: event.id.clone(),
+        time: event.received.clone(),
+        pod: event.pod.clone(),
+    })
 }
 
 #[cfg(test)]

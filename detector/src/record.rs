@@ -3,6 +3,7 @@
 //! A source does I/O and yields records; nothing behind a source reads a clock, a file, a socket or the environment.
 //! Time is the record's own, in nanoseconds of `CLOCK_BOOTTIME`; [`Start::boot_time_ns`] turns it into wall time.
 
+mod audit;
 pub(crate) mod form;
 mod node;
 mod rules;
@@ -13,6 +14,7 @@ use std::fmt;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+pub use audit::*;
 pub use node::*;
 pub use rules::*;
 pub use sense::{Component, ComponentKind, Components, Endpoint, EndpointRole, Secret, SecretKind};
@@ -105,6 +107,10 @@ pub enum Body {
     Components(Box<Components>),
     /// Records were lost.
     Loss(Box<Loss>),
+    /// A request to an API server, as its audit log has it.
+    Audit(Box<AuditEvent>),
+    /// What became of an audit log.
+    AuditLog(Box<AuditLog>),
     /// Time passes; sent by the live source about once a second so that windows close on an idle node.
     Tick,
 }

@@ -31,6 +31,7 @@ use crate::{
     recorder::{Recorded, Recorder},
     sink::{self, Sinks, StartError},
     source::{
+        audit,
         live::{Identity, Live},
         proc,
     },
@@ -61,6 +62,9 @@ pub struct Stats {
     pub first_execs: FirstExecs,
     /// What it cost to look containers up.
     pub identity: Identity,
+    /// What was read of audit logs, where any is followed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub audit: Option<audit::Counts>,
     /// What became of the alerts, by sink.
     pub sinks: Vec<sink::State>,
     /// What was recorded, where something was.
@@ -152,6 +156,7 @@ pub fn run(setup: Setup, started: Instant) -> anyhow::Result<()> {
             live.step(&mut records)?;
             live.warnings().for_each(|warning| eprintln!("degraded: {warning}"));
             ends.pass_on(&mut records, &mut stats)?;
+            live.told();
             monitor.stepped(|| ends.snapshot(&mut live, &stats));
         }
         monitor.stopping(ends.snapshot(&mut live, &stats));
@@ -159,6 +164,8 @@ pub fn run(setup: Setup, started: Instant) -> anyhow::Result<()> {
         live.last(&mut records)?;
         ends.pass_on(&mut records, &mut stats)?;
         ends.finish(&mut stats)?;
+        live.told();
+        stats.audit = live.audit();
         stats.untold = ends.triage.counts().clone();
         stats.undecodable = ends.pipeline.stats().undecodable;
         stats.first_execs = ends.pipeline.context().first_execs;
@@ -244,6 +251,7 @@ impl Ends {
                 Body::Loss(loss) if loss.skipped => *stats.skipped.entry(loss.hook.clone()).or_default() += loss.lost,
                 Body::Loss(loss) => *stats.lost.entry(loss.hook.clone()).or_default() += loss.lost,
                 Body::Watched(watched) => say_watched(watched),
+                Body::AuditLog(log) => eprintln!("audit log: {}", audit::shown(log)),
                 _ => {}
             }
             if self.recorder.is_some() {

@@ -5,8 +5,8 @@ use detector_common::{self as wire, hook, kind, syscall, watch};
 use zerocopy::{Immutable, IntoBytes};
 
 use crate::record::{
-    Body, BootNs, ChangeKind, ContainerInfo, ContainerRole, InfoFrom, InodeKey, ManifestChange, ManifestFile, PodRef,
-    ProcessSeed, Record, Start,
+    AuditEvent, AuditObject, Body, BootNs, ChangeKind, ContainerInfo, ContainerRole, InfoFrom, InodeKey,
+    ManifestChange, ManifestFile, PodRef, ProcessSeed, Record, Start,
 };
 
 pub const HOST_MNT: u32 = 10;
@@ -285,6 +285,47 @@ pub fn manifest(change: ChangeKind, text: Option<&str>, since: BootNs) -> Manife
         after: text.map(file),
         before: (change != ChangeKind::Added).then(|| file("")),
         since,
+    }
+}
+
+/// A request that was allowed, by a user inside the cluster's networks.
+pub fn audit(user: &str, verb: &str, uri: &str) -> AuditEvent {
+    // `/api/v1/namespaces/NAMESPACE/RESOURCE/NAME` or `/apis/GROUP/VERSION/RESOURCE/NAME`.
+    let path = uri.split('?').next().unwrap_or_default();
+    let mut parts = path.split('/').skip(1);
+    let group = match parts.next() {
+        Some("api") => Some(String::new()),
+        Some("apis") => parts.next().map(str::to_owned),
+        _ => None,
+    };
+    let mut rest: Vec<_> = parts.skip(1).collect();
+    let mut namespace = String::new();
+    if rest.len() > 2 && rest[0] == "namespaces" {
+        namespace = rest[1].to_owned();
+        rest.drain(..2);
+    }
+    let text = |at: usize| rest.get(at).map(|text| (*text).to_owned()).unwrap_or_default();
+    AuditEvent {
+        id: "5f".to_owned(),
+        stage: "ResponseComplete".to_owned(),
+        verb: verb.to_owned(),
+        uri: uri.to_owned(),
+        user: user.to_owned(),
+        groups: vec!["system:authenticated".to_owned()],
+        sources: vec!["10.0.0.9".parse().unwrap()],
+        agent: "kubectl/v1.20.2".to_owned(),
+        object: group.filter(|_| !rest.is_empty()).map(|group| AuditObject {
+            resource: text(0),
+            name: text(1),
+            subresource: text(2),
+            group,
+            namespace,
+        }),
+        code: 200,
+        received: "2026-11-25T10:00:00.000001Z".to_owned(),
+        log: "/var/log/kubernetes/audit.log".to_owned(),
+        offset: 7,
+        ..AuditEvent::default()
     }
 }
 

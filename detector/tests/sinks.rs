@@ -55,6 +55,7 @@ fn alert(number: u64) -> Alert {
         pod: None,
         file: None,
         manifest: None,
+        request: None,
         evidence: Vec::new(),
         trace: TraceRef { sequence: number },
     }

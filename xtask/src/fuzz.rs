@@ -15,7 +15,7 @@ const LENGTH: u32 = 16 << 10;
 
 #[derive(clap::Args)]
 pub struct Options {
-    /// What to fuzz: trace_reader, record_decode, manifest, oci_config, cri [default: all, one after the other]
+    /// What to fuzz: trace_reader, record_decode, manifest, oci_config, cri, audit [default: all, one after the other]
     target: Option<String>,
     /// How long, for each
     #[arg(long, default_value_t = 60)]

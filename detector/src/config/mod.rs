@@ -27,7 +27,7 @@ use crate::{
     recorder::segments::Limits,
     sink::spec::Kind,
     source::{
-        kernel,
+        audit, kernel,
         kubelet::Discovery,
         live::{self},
     },
@@ -55,6 +55,14 @@ pub struct Config {
     /// Networks to which the API server may connect: those of admission webhooks and extension API servers. Empty to be told, low, of each
     /// new address; with one or more, each that is outside of them is medium. Applied at once.
     pub webhook_networks: Vec<Network>,
+    /// Audit logs of kube-apiservers.
+    pub audit: Audit,
+    /// Networks from which the API server may be used: 10.0.0.0/8, 2001:db8::/32, 192.0.2.7; empty for those that are routed nowhere
+    /// outside (RFC 1918, unique local, link-local, loopback). Applied at once.
+    pub allowed_networks: Vec<Network>,
+    /// Where admission webhooks may send objects: patterns of URLs (https://policy.example/**), and of services as namespace/name. A
+    /// configuration that sends them nowhere else is low. Applied at once.
+    pub admission_webhooks: Vec<Pattern>,
     /// Pause images and programs that are known to be good. Applied at once when this file changes.
     pub pause: Pause,
     /// Images that may run. Applied at once.
@@ -100,6 +108,21 @@ pub struct Cri {
     pub ask: bool,
     /// Sockets of the runtimes to ask; empty for those that running kubelets use, and the usual ones.
     pub sockets: Vec<PathBuf>,
+}
+
+/// Audit logs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Audit {
+    /// Follow the logs that kube-apiservers on this node write (--audit-log-path).
+    pub find: bool,
+    /// Other logs to follow, as the node names them. They need not exist yet.
+    pub logs: Vec<PathBuf>,
+    /// Read a log from its beginning where no agent before has read it. With false, from its end.
+    pub whole: bool,
+    /// The directory in which it is kept how far logs were read; null for that of spool, else of record. Without any, logs are read from
+    /// their ends when the agent starts again.
+    pub state: Option<PathBuf>,
 }
 
 /// Pause images.
@@ -228,6 +251,9 @@ impl Default for Config {
             btf: None,
             cri: Cri::default(),
             webhook_networks: Vec::new(),
+            audit: Audit::default(),
+            allowed_networks: Vec::new(),
+            admission_webhooks: Vec::new(),
             pause: Pause::default(),
             images: Images::default(),
             privileged_workloads: usual_workloads(),
@@ -259,6 +285,12 @@ fn usual_workloads() -> Vec<PrivilegedWorkload> {
 impl Default for Cri {
     fn default() -> Self {
         Self { ask: true, sockets: Vec::new() }
+    }
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Self { find: true, logs: Vec::new(), whole: false, state: None }
     }
 }
 
@@ -392,7 +424,8 @@ impl Config {
                 images_allow: self.images.allow.iter().map(|pattern| pattern.as_ref().to_owned()).collect(),
                 privileged_workloads: self.privileged_workloads.iter().map(Into::into).collect(),
                 webhook_networks: self.webhook_networks.iter().map(|network| network.as_ref().to_owned()).collect(),
-                ..Policy::default()
+                allowed_networks: self.allowed_networks.iter().map(|network| network.as_ref().to_owned()).collect(),
+                admission_webhooks: self.admission_webhooks.iter().map(|target| target.as_ref().to_owned()).collect(),
             },
             group_ns: self.grouping.window.ns(),
             limit: self.rate_limit.alerts.into(),
@@ -423,6 +456,13 @@ impl Config {
                 .into_iter()
                 .filter_map(|(role, dir)| Some((role, dir.clone()?)))
                 .collect(),
+            audit: audit::Options {
+                logs: self.audit.logs.clone(),
+                find: self.audit.find,
+                whole: self.audit.whole,
+                state: self.audit.state.as_ref().or(self.spool.as_ref()).or(self.record.dir.as_ref()).cloned(),
+                proc: PathBuf::from("/proc"),
+            },
         }
     }
 
@@ -443,6 +483,7 @@ impl Config {
             ("without_hooks", self.without_hooks != new.without_hooks),
             ("btf", self.btf != new.btf),
             ("cri", self.cri != new.cri),
+            ("audit", self.audit != new.audit),
             ("deny", self.deny != new.deny),
             ("record", self.record != new.record),
             ("spool", self.spool != new.spool),

@@ -49,6 +49,10 @@ fn typical_mistakes_are_named_with_their_place_and_what_is_expected() {
         ),
         ("hooks: lsm\nhooks: kprobe\n", "c.yaml:2:1: the key `hooks` stands here twice; expected it once"),
         ("manifest_dirs:\n\t- b\n", "c.yaml:2:2: tabs disallowed within this context (block indentation)"),
+        (
+            "allowed_networks: [10.0.0.0/8, 10.0.0.0/33]\n",
+            "c.yaml:1:32: no network; expected an address, or one with the length of its prefix: 10.0.0.0/8, 2001:db8::/32",
+        ),
         ("node_name: \"a\n", "c.yaml:1:12: unclosed quote"),
         ("- a\n", "c.yaml:1:1: another kind of value; expected keys with values: KEY: VALUE"),
         ("cri: {}\n---\ncri: {}\n", "c.yaml:3:1: a second document begins; expected one"),
@@ -108,7 +112,8 @@ fn what_is_fine_is_taken_and_what_is_left_out_has_its_default() {
     let digest = "ab".repeat(32);
     let text = format!(
         "manifest_dirs: [/a]\ndefault_dirs: false\nnode_name: n\nhooks: kprobe\nwithout_hooks: [mmap]\nbtf: /b\n\
-         cri: {{sockets: [/c]}}\nwebhook_networks: [10.96.0.0/12, '::1']\npause: {{digests: ['sha256:{digest}'], binaries: ['{digest}']}}\n\
+         cri: {{sockets: [/c]}}\naudit: {{logs: [/g], find: false, whole: true, state: /h}}\n\
+         allowed_networks: [10.0.0.0/8, '::1']\nwebhook_networks: [10.96.0.0/12, '::1']\nadmission_webhooks: ['https://policy.example/**', policy/*]\npause: {{digests: ['sha256:{digest}'], binaries: ['{digest}']}}\n\
          deny: {{static_pod: true, trust: [/d, /e={digest}]}}\n\
          record: {{dir: /f, size: 3MiB, age: 90m, free_percent: 20}}\noutputs: [stdout:json]\n\
          grouping: {{window: 0s}}\nrate_limit: {{alerts: 5, per: 1h 30m}}\nconfine: false\n{}",
@@ -120,6 +125,8 @@ fn what_is_fine_is_taken_and_what_is_left_out_has_its_default() {
     let options = config.options();
     assert_eq!(options.discovery.explicit, [PathBuf::from("/a")]);
     assert!(!options.discovery.defaults);
+    assert_eq!(options.audit.logs, [PathBuf::from("/g")]);
+    assert_eq!((options.audit.whole, options.audit.state), (true, Some("/h".into())));
     assert_eq!(options.cri, Some(vec![PathBuf::from("/c")]));
     assert_eq!(options.deny.unwrap()[1].sha256.as_deref(), Some(digest.as_str()));
     assert_eq!((config.limits().size, config.limits().age.as_secs()), (3 << 20, 90 * 60));
@@ -225,7 +232,8 @@ fn what_changes_is_in_force_at_once_or_named_as_waiting_for_a_restart() {
     let digest = "ab".repeat(32);
     let others = json!({
         "manifest_dirs": ["/a"], "default_dirs": false, "node_name": "n", "hooks": "lsm", "without_hooks": ["mmap"],
-        "btf": "/b", "cri": {"ask": false}, "webhook_networks": ["10.0.0.0/8"], "pause": {"binaries": [digest]},
+        "btf": "/b", "cri": {"ask": false}, "audit": {"find": false}, "webhook_networks": ["10.0.0.0/8"], "allowed_networks": ["10.0.0.0/8"],
+        "admission_webhooks": ["policy/webhook"], "pause": {"binaries": [digest]},
         "images": {"allow": ["registry.example/**"]}, "privileged_workloads": [], "deny": {"static_pod": true},
         "record": {"dir": "/a"}, "outputs": ["stdout:json"], "spool": "/s", "grouping": {"window": "1s"}, "rate_limit": {"alerts": 1},
         "metrics": {"listen": "[::1]:1"},
@@ -234,6 +242,8 @@ fn what_changes_is_in_force_at_once_or_named_as_waiting_for_a_restart() {
     });
     let at_once = [
         "webhook_networks",
+        "allowed_networks",
+        "admission_webhooks",
         "pause",
         "images",
         "privileged_workloads",

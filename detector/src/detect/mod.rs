@@ -1,8 +1,12 @@
 //! Detection: one state machine a technique, each a pure function of records and context.
 
+pub mod admission;
+pub mod anonymous;
 pub mod around;
+pub mod audit_log;
 pub mod blocked;
 pub mod container_exec;
+pub mod delete_events;
 pub mod etcd_client;
 mod held;
 pub mod image_arrival;
@@ -11,6 +15,7 @@ pub mod network;
 pub mod operator;
 pub mod pause;
 pub mod public_api;
+mod request;
 pub mod service_account;
 pub mod static_pod;
 mod stored;

@@ -1,6 +1,7 @@
 //! `detector drill`: a technique, performed harmlessly, and whether the alert came.
 
 mod agent;
+mod api;
 pub mod container;
 mod container_exec;
 mod dropped;
@@ -10,7 +11,7 @@ mod static_pod;
 mod supply_chain;
 pub mod tampering;
 
-use std::{process::ExitCode, time::Duration};
+use std::{path::Path, process::ExitCode, time::Duration};
 
 use clap::ValueEnum;
 
@@ -35,13 +36,19 @@ pub enum Technique {
     DetectorTampering,
     /// Make a token volume of a pod that does not exist, and read the token, which opens nothing
     ContainerServiceAccount,
+    /// Ask the API server to delete the events about an object that does not exist
+    DeleteKubernetesEvents,
+    /// Make a webhook configuration that matches no resource, and delete it
+    MaliciousAdmissionController,
+    /// Ask the API server for its version without a credential
+    PublicApiEndpoint,
 }
 
 /// Performs the technique beside an agent of its own, and says what came of it on standard output.
 ///
 /// # Errors
 /// When there is nowhere to perform it, or the agent does not start.
-pub fn drill(technique: Technique, source: &Source) -> anyhow::Result<ExitCode> {
+pub fn drill(technique: Technique, source: &Source, kubeconfig: Option<&Path>) -> anyhow::Result<ExitCode> {
     match technique {
         Technique::StaticPod => static_pod::drill(source),
         Technique::ContainerExec => container_exec::drill(source),
@@ -49,6 +56,9 @@ pub fn drill(technique: Technique, source: &Source) -> anyhow::Result<ExitCode> 
         Technique::SupplyChainCompromise => supply_chain::drill(source),
         Technique::DetectorTampering => tampering::drill(source),
         Technique::ContainerServiceAccount => service_account::drill(source),
+        Technique::DeleteKubernetesEvents => api::drill(api::Act::DeleteEvents, source, kubeconfig),
+        Technique::MaliciousAdmissionController => api::drill(api::Act::Webhook, source, kubeconfig),
+        Technique::PublicApiEndpoint => api::drill(api::Act::Anonymous, source, kubeconfig),
     }
 }
 

@@ -134,6 +134,16 @@ fn body<'a>(row: &mut Row<'a>, body: &'a Body, context: &'a Context) {
             row.detail = json_text(loss);
             "loss"
         }
+        Body::Audit(event) => {
+            row.path = text(&event.uri);
+            row.detail = json_text(event);
+            "audit"
+        }
+        Body::AuditLog(log) => {
+            row.path = text(&log.path);
+            row.detail = json_text(log);
+            "audit_log"
+        }
         Body::Tick => "tick",
     });
 }

@@ -256,6 +256,8 @@ impl<W: Write> Perfetto<W> {
                 Body::Loss(loss) => self.instant(seen, NODE, format!("{} lost: {}", loss.lost, loss.hook)),
                 Body::Secret(_) => self.instant(seen, NODE, node("secret")),
                 Body::Components(_) => self.instant(seen, NODE, "components".to_owned()),
+                Body::Audit(event) => self.instant(seen, NODE, node(&event.verb)),
+                Body::AuditLog(_) => self.instant(seen, NODE, node("audit log")),
                 Body::Cgroup { .. } | Body::ImageNames(_) | Body::Tick => Ok(()),
             };
         };

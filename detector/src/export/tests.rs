@@ -11,8 +11,8 @@ use super::*;
 use crate::{
     export::rows::COLUMNS,
     record::{
-        BootNs, ChangeKind, ContainerRole, ExecutedFile, ImageArrival, ImageNames, Loss, ProcessKey, ProcessSeed,
-        Watched,
+        AuditLog, BootNs, ChangeKind, ContainerRole, ExecutedFile, ImageArrival, ImageNames, LogState, Loss,
+        ProcessKey, ProcessSeed, Watched,
     },
     testing::{self, Actor, DIR, FILE, POD, Stream},
 };
@@ -87,6 +87,8 @@ pub fn every_kind() -> Stream {
         skipped: false,
         alerting: true,
     })));
+    stream.push(Body::Audit(Box::new(testing::audit(HOSTILE, "get", "/version"))));
+    stream.push(Body::AuditLog(Box::new(AuditLog { path: HOSTILE.to_owned(), state: LogState::Lost })));
     stream.push(Body::Tick);
     stream.kernel(Bytes::from_static(b"\x01\0nonsense"));
     stream.kernel(testing::exit(inside));
@@ -174,6 +176,8 @@ fn every_kind_of_record_has_a_row() {
         "image_names",
         "executed",
         "pause_config",
+        "audit",
+        "audit_log",
         "loss",
         "tick",
         "undecodable",

@@ -22,6 +22,7 @@ pub fn of(options: &Options) -> Facts {
             options.cri.as_ref().is_some_and(|sockets| !cri::sockets(sockets, &options.discovery.proc).is_empty()),
         ),
         upper: Some(upper),
+        audit_logs: doctor::audit_logs(options).len(),
         ..Facts::default()
     };
     facts.started(&start);

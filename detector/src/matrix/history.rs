@@ -73,6 +73,7 @@ impl History {
         match &record.body {
             Body::Start(start) => self.facts.started(start),
             Body::Watched(watched) => self.facts.watches(watched),
+            Body::AuditLog(_) => self.facts.audit_logs = 1,
             Body::Cgroup { .. } => self.facts.cgroups = true,
             Body::Container(info) if matches!(info.from, InfoFrom::Cri(_)) => self.facts.runtime = Some(true),
             Body::ImageNames(_) => self.facts.runtime = Some(true),

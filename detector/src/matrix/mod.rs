@@ -50,6 +50,7 @@ pub struct Facts {
     /// `None` where it cannot be known.
     pub runtime: Option<bool>,
     pub upper: Option<bool>,
+    pub audit_logs: usize,
 }
 
 /// How well a technique is covered.
@@ -180,6 +181,9 @@ fn meet(need: Need, facts: &Facts) -> Result<Option<String>, String> {
         }
         Need::Upper => {
             given(facts.upper.unwrap_or(true), "the kernel shows no types of overlayfs, which is not loaded")
+        }
+        Need::AuditLog => {
+            given(facts.audit_logs > 0, "no API server here writes an audit log: name one with --audit-log")
         }
         Need::Nothing => Err("this agent does not look for it".to_owned()),
     }

@@ -36,11 +36,13 @@ pub enum Need {
     Runtime,
     /// A kernel that tells which files of an overlay are not its image's.
     Upper,
+    /// An API server's audit log.
+    AuditLog,
     /// The agent does not look for it, anywhere.
     Nothing,
 }
 
-use Need::{Cgroups, Directory, Hook, Kubelet, Nothing, Runtime, Upper};
+use Need::{AuditLog, Cgroups, Directory, Hook, Kubelet, Nothing, Runtime, Upper};
 
 const fn of(technique: &'static Technique, signals: &'static [Signal]) -> Row {
     let Technique { id, name, tactic, attack, microsoft } = technique;
@@ -126,15 +128,29 @@ pub static TABLE: [Row; 10] = [
     of(
         &known::DELETE_EVENTS,
         &[
+            signal("events deleted through the API server", &[AuditLog]),
+            signal("the audit log emptied, replaced or removed", &[AuditLog]),
             signal("who connects to etcd past the API server", &[Hook(&["connection"])]),
             signal("logs of pods truncated or removed", &[Nothing]),
         ],
     ),
     of(
         &known::MALICIOUS_ADMISSION,
-        &[signal("where this node's API server connects for the first time", &[Hook(&["connection"])])],
+        &[
+            signal(
+                "webhook configurations and admission policies made or changed, and where they send objects",
+                &[AuditLog],
+            ),
+            signal("where this node's API server connects for the first time", &[Hook(&["connection"])]),
+        ],
     ),
-    of(&known::PUBLIC_API, &[signal("whom this node's API server accepts from outside", &[Hook(&["connection"])])]),
+    of(
+        &known::PUBLIC_API,
+        &[
+            signal("requests without authentication, and from outside", &[AuditLog]),
+            signal("whom this node's API server accepts from outside", &[Hook(&["connection"])]),
+        ],
+    ),
 ];
 
 #[cfg(test)]

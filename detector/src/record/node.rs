@@ -231,6 +231,9 @@ pub struct Policy {
     /// Networks that the API server may connect to.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub webhook_networks: Vec<String>,
+    /// Where admission webhooks may send objects: patterns of URLs, and of services as `namespace/name`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub admission_webhooks: Vec<String>,
 }
 
 /// Most patterns of images, and most workloads, that are looked at.

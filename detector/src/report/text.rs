@@ -74,6 +74,15 @@ pub fn bounded(alert: &Alert) -> Alert {
         short(&mut file.path);
         [&mut file.sha256, &mut file.previous_sha256, &mut file.symlink].into_iter().flatten().for_each(short);
     }
+    if let Some(request) = &mut alert.request {
+        let texts =
+            [&mut request.user, &mut request.user_agent, &mut request.verb, &mut request.uri, &mut request.audit_id];
+        texts.into_iter().chain([&mut request.time]).for_each(short);
+        let more = [&mut request.impersonated_user, &mut request.resource, &mut request.namespace, &mut request.name];
+        more.into_iter().chain([&mut request.pod]).flatten().for_each(short);
+        list(&mut request.groups, short);
+        list(&mut request.source_ips, short);
+    }
     list(&mut alert.evidence, |evidence| short(&mut evidence.detail));
     alert
 }

@@ -58,6 +58,16 @@ pub fn render(alert: &Alert, colour: bool) -> String {
         let link = file.symlink.as_deref().map(|to| format!(" -> {}", escape_to(to, WIDTH))).unwrap_or_default();
         line("file", &format!("{}{link}  {}{sha}", escape_to(&file.path, WIDTH), file.change));
     }
+    if let Some(request) = &alert.request {
+        let user = if request.user.is_empty() { "nobody that could be authenticated" } else { &request.user };
+        let source = request.source_ips.last().map_or("an unknown address", String::as_str);
+        let client = escape_to(&request.user_agent, WIDTH);
+        line("user", &format!("{} from {source} with {client}", escape_to(user, WIDTH)));
+        line(
+            "request",
+            &format!("{} {}: {}", escape_to(&request.verb, 24), escape_to(&request.uri, WIDTH), request.code),
+        );
+    }
     if let Some(manifest) = &alert.manifest {
         line("images", &manifest.images.iter().map(|image| escape_to(image, WIDTH)).collect::<Vec<_>>().join(", "));
     }

@@ -183,7 +183,7 @@ fn kubelets(proc: &Path) -> Vec<Kubelet> {
 }
 
 /// The processes that run, in order.
-fn pids(proc: &Path) -> Vec<u32> {
+pub(super) fn pids(proc: &Path) -> Vec<u32> {
     let entries = std::fs::read_dir(proc).into_iter().flatten();
     let mut pids: Vec<u32> = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
     pids.sort_unstable();
@@ -217,7 +217,7 @@ fn kubelet(proc: &Path, pid: u32) -> Option<Kubelet> {
     commands.contains(&command.as_str()).then_some(Kubelet { pid, flavour, args })
 }
 
-fn bounded_cmdline(path: &Path) -> Option<Vec<String>> {
+pub(super) fn bounded_cmdline(path: &Path) -> Option<Vec<String>> {
     use std::io::Read;
     let mut bytes = Vec::new();
     let limit = u64::try_from(MAX_CONFIG).ok()?;

@@ -15,6 +15,7 @@ use crate::{
     record::{Body, BootNs, ContainerInfo, ContainerRole, InodeKey, Own, OwnRole, ProcessKey, Record, Rules, Start},
     source::{
         acting::{self, Acting},
+        audit::{self, AuditLogs, find::runs_apiserver},
         bundle::Bundles,
         images::{self, Images},
         kernel::{self, Kernel, KernelError, Raw, Ring},
@@ -50,6 +51,7 @@ pub struct Options {
     pub cri: Option<Vec<PathBuf>>,
     /// The agent's own files.
     pub own: Vec<(OwnRole, PathBuf)>,
+    pub audit: audit::Options,
 }
 
 /// Look-ups of containers for new cgroups, and the time that they took.
@@ -89,6 +91,8 @@ pub enum LiveError {
     Acting(std::io::Error),
     #[error("asking container runtimes: {0}")]
     Cri(std::io::Error),
+    #[error("following audit logs: {0}")]
+    Audit(std::io::Error),
     #[error(transparent)]
     Trust(#[from] TrustError),
 }
@@ -104,6 +108,8 @@ pub struct Live {
     sense: Sense,
     runtimes: Option<Runtimes>,
     own: Own,
+    /// `None` where there is nothing to follow.
+    audit: Option<AuditLogs>,
     /// Cgroups of the sandboxes that run.
     sandboxes: BTreeSet<u64>,
     /// Mount namespace of the host.
@@ -146,6 +152,7 @@ impl Live {
             ),
             runtimes: None,
             own: own::find(&options.own),
+            audit: None,
             sandboxes: BTreeSet::new(),
             host_mnt: 0,
             seq: 0,
@@ -182,6 +189,9 @@ impl Live {
         // Which asks for everything that is there.
         if let Some(sockets) = &options.cri {
             live.runtimes = Some(Runtimes::start(sockets, &options.discovery.proc).map_err(LiveError::Cri)?);
+        }
+        if options.audit.find || !options.audit.logs.is_empty() {
+            live.audit = Some(AuditLogs::start(&options.audit).map_err(LiveError::Audit)?);
         }
         for process in processes {
             let key = ProcessKey { pid: process.pid, start: process.start };
@@ -231,6 +241,9 @@ impl Live {
     /// How long nothing needs to be done unless a descriptor of the kernel source becomes readable.
     #[must_use]
     pub fn idle(&self) -> Duration {
+        if self.audit.as_ref().is_some_and(AuditLogs::has_more) {
+            return Duration::ZERO;
+        }
         let runtimes = self.runtimes.as_ref().map_or(BootNs(u64::MAX), Runtimes::deadline);
         let next =
             self.view.deadline().min(self.images.deadline()).min(runtimes).min(self.next_drain).min(self.next_tick);
@@ -259,6 +272,9 @@ impl Live {
             batch.bodies.extend(runtimes.poll(now, &mut self.warnings));
         }
         batch.bodies.extend(images.bodies);
+        if let Some(audit) = &mut self.audit {
+            batch.bodies.extend(audit.poll(&mut self.warnings));
+        }
         batch.watch_changed |= images.watch_changed;
         if now >= self.next_tick
             && let Some(trusted) = &mut self.trusted
@@ -277,6 +293,19 @@ impl Live {
             self.push(out, now, Body::Tick);
         }
         Ok(())
+    }
+
+    /// Everything that was yielded until now was told.
+    pub fn told(&mut self) {
+        if let Some(audit) = &mut self.audit {
+            audit.told();
+        }
+    }
+
+    /// What was read of audit logs; `None` where none is followed.
+    #[must_use]
+    pub fn audit(&self) -> Option<audit::Counts> {
+        self.audit.as_ref().map(AuditLogs::counts)
     }
 
     /// Alerts are judged by other rules from now on. What belongs to the pause images that the user knows is told again.
@@ -448,6 +477,9 @@ impl Live {
                 self.sense.executed(name, now);
                 if runs_kubelet(name) {
                     self.view.rediscover();
+                }
+                if let Some(audit) = self.audit.as_ref().filter(|_| runs_apiserver(name)) {
+                    audit.find();
                 }
                 if runs_kubelet(name) || matches!(name, "containerd" | "crio" | "cri-dockerd") {
                     self.images.rediscover();

@@ -1,6 +1,7 @@
 //! Sources: the only code that does I/O to learn what happened. Each yields records.
 
 pub mod acting;
+pub mod audit;
 pub mod bundle;
 pub mod cri;
 pub mod images;

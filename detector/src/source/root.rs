@@ -172,6 +172,11 @@ pub(super) fn reopen(fd: &OwnedFd) -> io::Result<File> {
         .open(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }
 
+/// Where the directory that `fd` refers to can be listed.
+pub(super) fn listable(fd: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+}
+
 /// Reads a whole regular file below `root`, when it has at most `limit` bytes.
 ///
 /// # Errors

@@ -109,6 +109,8 @@ pub fn kind_name(body: &Body) -> &'static str {
         Body::Secret(_) => "secret",
         Body::Components(_) => "components",
         Body::Loss(_) => "loss",
+        Body::Audit(_) => "audit",
+        Body::AuditLog(_) => "audit log",
         Body::Tick => "tick",
     }
 }

@@ -137,7 +137,7 @@ pub(crate) fn seeds() -> Vec<(String, Vec<u8>)> {
     [
         ("golden-v1", std::fs::read(golden("v1.trace")).unwrap()),
         ("every", few(&every[..every.len().min(45)])),
-        ("bodies", few(&every[every.len() - 14..])),
+        ("bodies", few(&every[every.len() - 16..])),
         ("opened", stored(&opened.finish().unwrap())),
         ("two", [cut, &busy].concat()),
         ("compressed", zstd::bulk::compress(&busy, 3).unwrap()),

@@ -16,8 +16,9 @@ use super::{
 use crate::{
     decode,
     record::{
-        Body, BootNs, ChangeKind, ComponentKind, ContainerRole, DirState, ExecutedFile, HookState, ImageArrival,
-        ImageNames, Loss, PauseConfig, ProcessKey, SecretKind, Start, WatchReason, Watched, WatchedDir,
+        AuditLog, Body, BootNs, ChangeKind, ComponentKind, ContainerRole, DirState, ExecutedFile, HookState,
+        ImageArrival, ImageNames, LogState, Loss, PauseConfig, ProcessKey, SecretKind, Start, WatchReason, Watched,
+        WatchedDir,
     },
     testing::{self, Actor, DIR, FILE, Noise, POD, SECOND, Stream},
     testing_control as control,
@@ -117,6 +118,11 @@ pub fn every_record() -> Vec<Record> {
     for before in [None, Some(None), Some(Some("pause:3.9".to_owned()))] {
         stream.push(Body::PauseConfig(Box::new(PauseConfig { before, ..PauseConfig::default() })));
     }
+    stream.push(Body::Audit(Box::new(testing::audit("alice", "delete", "/api/v1/namespaces/shop/events/e"))));
+    stream.push(Body::AuditLog(Box::new(AuditLog {
+        path: "/a".to_owned(),
+        state: LogState::Truncated { had: 9, has: 0 },
+    })));
     stream.push(Body::Loss(Box::new(Loss {
         hook: "fork".to_owned(),
         cpu: Some(1),

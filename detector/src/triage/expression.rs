@@ -10,7 +10,7 @@ use cel::{
 use serde_json::Value as Json;
 
 use crate::{
-    alert::{Alert, Ancestor, Container, Evidence, File, Origin, Pod, Process, Severity, TraceRef},
+    alert::{Alert, Ancestor, Container, Evidence, File, Origin, Pod, Process, Request, Severity, TraceRef},
     detect::technique::STATIC_POD,
     escape::escape_to,
     manifest::Manifest,
@@ -215,6 +215,22 @@ fn every_field() -> Alert {
             symlink: some(),
         }),
         manifest: Some(Manifest::default()),
+        request: Some(Request {
+            user: text(),
+            groups: vec![text()],
+            impersonated_user: some(),
+            source_ips: vec![text()],
+            user_agent: text(),
+            verb: text(),
+            uri: text(),
+            resource: some(),
+            namespace: some(),
+            name: some(),
+            code: 200,
+            audit_id: text(),
+            time: text(),
+            pod: some(),
+        }),
         evidence: vec![Evidence { kind: "open", hook: Some("open"), sequence: 1, detail: text() }],
         trace: TraceRef { sequence: 1 },
         count: 1,

@@ -50,6 +50,16 @@ impl Fingerprint {
             hash.maybe(file.previous_sha256.as_deref());
             hash.maybe(file.symlink.as_deref());
         }
+        if let Some(request) = &alert.request {
+            hash.text(&request.user);
+            hash.maybe(request.impersonated_user.as_deref());
+            hash.maybe(request.source_ips.last().map(String::as_str));
+            hash.text(&request.verb);
+            hash.maybe(request.resource.as_deref());
+            hash.maybe(request.namespace.as_deref());
+            hash.maybe(request.name.as_deref());
+            hash.number(u64::from(request.code));
+        }
         Self(hash.0.finalize().into())
     }
 }

@@ -136,6 +136,7 @@ impl Limit {
             process: None,
             file: None,
             manifest: None,
+            request: None,
             evidence: Vec::new(),
             count,
             first_time: Some(first_time),

@@ -46,6 +46,19 @@ pub fn render(alert: &Alert) -> String {
             put("fileHash", sha256);
         }
     }
+    if let Some(request) = &alert.request {
+        put("suser", &request.user);
+        if let Some(source) = request.source_ips.last() {
+            // IPv6 has a field of its own in CEF.
+            put(if source.contains(':') { "c6a2" } else { "src" }, source);
+            if source.contains(':') {
+                put("c6a2Label", "Source IPv6 Address");
+            }
+        }
+        put("request", &request.uri);
+        put("requestMethod", &request.verb);
+        put("requestClientApplication", &request.user_agent);
+    }
     put("cs1Label", "attack");
     put("cs1", &alert.technique.attack.join(","));
     if let Some(container) = &alert.container {

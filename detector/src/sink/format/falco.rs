@@ -43,6 +43,20 @@ pub fn render(alert: &Alert) -> Value {
         put("file.sha256", json!(file.sha256));
         put("file.change", json!(file.change));
     }
+    // As Falco's audit events name them.
+    if let Some(request) = &alert.request {
+        put("ka.auditid", json!(request.audit_id));
+        put("ka.user.name", json!(request.user));
+        put("ka.user.groups", json!(request.groups.join(",")));
+        put("ka.sourceips", json!(request.source_ips.join(",")));
+        put("ka.useragent", json!(request.user_agent));
+        put("ka.verb", json!(request.verb));
+        put("ka.uri", json!(request.uri));
+        put("ka.target.resource", json!(request.resource));
+        put("ka.target.namespace", json!(request.namespace));
+        put("ka.target.name", json!(request.name));
+        put("ka.response.code", json!(request.code));
+    }
     put("evt.uid", json!(uid(alert)));
     put("evt.reasons", json!(alert.reasons.join("; ")));
     put("evt.blocked", json!(alert.blocked));

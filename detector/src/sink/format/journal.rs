@@ -36,6 +36,11 @@ pub fn render(alert: &Alert) -> Vec<u8> {
     if let Some(file) = &alert.file {
         put("DETECTOR_FILE", &short(&file.path));
     }
+    if let Some(request) = &alert.request {
+        put("DETECTOR_USER", &short(&request.user));
+        put("DETECTOR_SOURCE", request.source_ips.last().map_or("", String::as_str));
+        put("DETECTOR_AUDIT_ID", &short(&request.audit_id));
+    }
     put("DETECTOR_ALERT", &json_within(alert, ALERT));
     out
 }

@@ -99,8 +99,14 @@ pub(super) fn visible(json: &str) -> String {
 /// The alert as one line of JSON of at most `max` bytes, without a newline. What does not fit is left out, the least telling
 /// first, and named in `left_out`.
 pub(super) fn json_within(alert: &Alert, max: usize) -> String {
-    const LEAST_TELLING: [(&str, &str); 4] =
-        [("", "evidence"), ("", "manifest"), ("/process", "ancestors"), ("/process", "argv")];
+    const LEAST_TELLING: [(&str, &str); 6] = [
+        ("", "evidence"),
+        ("", "manifest"),
+        ("/process", "ancestors"),
+        ("/request", "groups"),
+        ("/process", "argv"),
+        ("", "request"),
+    ];
     let Ok(mut value) = serde_json::to_value(alert) else { return String::new() };
     let mut text = visible(&value.to_string());
     let mut left_out = Vec::new();
@@ -182,6 +188,7 @@ pub(super) mod tests {
                 symlink: None,
             }),
             manifest: None,
+            request: None,
             evidence: vec![Evidence { kind: "open", hook: Some("open"), sequence: 4, detail: "openat".to_owned() }],
             trace: TraceRef { sequence: 95 },
         }

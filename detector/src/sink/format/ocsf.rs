@@ -102,6 +102,21 @@ fn evidences(alert: &Alert) -> Vec<Value> {
         }
         evidence.insert("file".to_owned(), shown);
     }
+    if let Some(request) = &alert.request {
+        evidence.insert(
+            "api".to_owned(),
+            json!({
+                "operation": request.verb,
+                "request": {"uid": request.audit_id},
+                "response": {"code": request.code},
+                "service": {"name": "kube-apiserver"},
+            }),
+        );
+        evidence.insert("actor".to_owned(), json!({"user": {"name": request.user, "groups": request.groups.iter().map(|name| json!({"name": name})).collect::<Vec<_>>()}}));
+        if let Some(source) = request.source_ips.last() {
+            evidence.insert("src_endpoint".to_owned(), json!({"ip": source}));
+        }
+    }
     if evidence.is_empty() {
         return Vec::new();
     }

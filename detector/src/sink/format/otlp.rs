@@ -43,6 +43,12 @@ pub fn render(alert: &Alert) -> Value {
     if let Some(file) = &alert.file {
         attributes.push(text("file.path", &file.path));
     }
+    if let Some(request) = &alert.request {
+        attributes.push(text("user.name", &request.user));
+        attributes.extend(request.source_ips.last().map(|source| text("client.address", source)));
+        attributes.push(text("user_agent.original", &request.user_agent));
+        attributes.push(text("url.path", request.uri.split('?').next().unwrap_or_default()));
+    }
     // The whole of it, for who wants more than attributes.
     attributes.push(text("detector.alert", &serde_json::to_string(alert).unwrap_or_default()));
     json!({

@@ -65,6 +65,10 @@ pub fn render(alert: &Alert, facility: u8, payload: Payload, max: usize, pid: u3
     if let Some(file) = &alert.file {
         put("file", &file.path);
     }
+    if let Some(request) = &alert.request {
+        put("user", &request.user);
+        put("source", request.source_ips.last().map_or("", String::as_str));
+    }
     out.push_str("] ");
     match payload {
         Payload::Json => out.push_str(&json_within(alert, max.saturating_sub(out.len()))),

@@ -1,0 +1,110 @@
+//! What detections of API requests have in common.
+
+use crate::{
+    alert::{Evidence, Severity, Technique},
+    context::Context,
+    detect::Finding,
+    escape::escape_to,
+    record::{AuditEvent, Record},
+};
+
+/// Longest name of a user, client or object in a title, in characters.
+const NAME_MAX: usize = 80;
+
+/// Text that somebody else chose, for a title or a reason.
+#[must_use]
+pub fn shown(text: &str) -> String {
+    escape_to(text, NAME_MAX)
+}
+
+/// `alice`, or `somebody` where nobody was authenticated.
+#[must_use]
+pub fn user(event: &AuditEvent) -> String {
+    let name = if event.user.is_empty() { "nobody that could be authenticated".to_owned() } else { shown(&event.user) };
+    match &event.impersonated {
+        Some(other) => format!("{name} as {}", shown(other)),
+        None => name,
+    }
+}
+
+/// The other end of the connection; what headers claim comes before it.
+#[must_use]
+pub fn source(event: &AuditEvent) -> String {
+    event.sources.last().map_or_else(|| "an unknown address".to_owned(), ToString::to_string)
+}
+
+/// Whether a request did what it asked for.
+#[must_use]
+pub fn succeeded(event: &AuditEvent) -> bool {
+    (200..300).contains(&event.code)
+}
+
+/// Whether it asks for a rehearsal.
+#[must_use]
+pub fn is_dry_run(event: &AuditEvent) -> bool {
+    let query = event.uri.split_once('?').map_or("", |(_, query)| query);
+    query.split('&').any(|part| part.eq_ignore_ascii_case("dryRun=All"))
+}
+
+/// The event as evidence.
+#[must_use]
+pub fn evidence(record: &Record, event: &AuditEvent) -> Evidence {
+    let what = if event.uri.is_empty() { String::new() } else { format!(" {}", escape_to(&event.uri, 200)) };
+    Evidence {
+        kind: "audit",
+        hook: None,
+        sequence: record.seq,
+        detail: format!(
+            "{}{what} by {} from {}: {} (audit id {}, {} byte {})",
+            shown(&event.verb),
+            user(event),
+            source(event),
+            event.code,
+            shown(&event.id),
+            escape_to(&event.log, 200),
+            event.offset
+        ),
+    }
+}
+
+/// A finding about a request. Where the service account's token is bound to a pod that runs here, it names that pod.
+#[must_use]
+pub fn finding(
+    technique: &'static Technique,
+    severity: Severity,
+    title: String,
+    reasons: Vec<String>,
+    evidence: Vec<Evidence>,
+    (record, event): (&Record, &AuditEvent),
+    context: &Context,
+) -> Finding {
+    Finding {
+        technique,
+        severity,
+        time: record.time,
+        title,
+        blocked: false,
+        reasons,
+        actor: None,
+        container: container(event, context),
+        file: None,
+        manifest: None,
+        evidence,
+    }
+}
+
+/// A container of the pod that the token is bound to.
+fn container(event: &AuditEvent, context: &Context) -> Option<String> {
+    let name = event.pod.as_deref()?;
+    let (namespace, _) = service_account(&event.user)?;
+    let found = context.containers.iter().find(|container| {
+        container.info.pod.as_ref().is_some_and(|pod| pod.name == name && pod.namespace == namespace)
+    })?;
+    Some(found.info.id.clone())
+}
+
+/// Namespace and name of a service account.
+#[must_use]
+pub fn service_account(user: &str) -> Option<(&str, &str)> {
+    user.strip_prefix("system:serviceaccount:")?.split_once(':')
+}
