@@ -54,6 +54,7 @@ pub struct ServiceAccount {
 /// What a session has read.
 #[derive(Clone, Debug)]
 struct Theft {
+    reader: ProcessKey,
     time: BootNs,
     severity: Severity,
     what: String,
@@ -126,6 +127,7 @@ impl ServiceAccount {
         };
         let Reading { severity, how, reasons, container } = reading;
         let theft = Theft {
+            reader: actor,
             time: record.time,
             severity,
             what: what.clone(),
@@ -254,11 +256,16 @@ impl ServiceAccount {
         }
         let lineage = std::iter::once(actor).chain(context.processes.lineage(actor).map(|(key, _)| key));
         let session = lineage.into_iter().find(|key| self.thefts.contains_key(key))?;
+        let theft = self.thefts.get_mut(&session)?;
         // A kubelet that had not proven to be one when it read.
-        if context.is_component(actor, ComponentKind::Kubelet) {
+        if [actor, theft.reader].iter().any(|process| context.is_component(*process, ComponentKind::Kubelet)) {
             return None;
         }
-        let theft = self.thefts.get_mut(&session)?;
+        // Whatever started a container is no part of a session in it.
+        let home = context.container_of(actor).map(|home| &home.info.id);
+        if home.is_some() && home != theft.container.as_ref() {
+            return None;
+        }
         if theft.used || record.time.0.saturating_sub(theft.time.0) > USE_NS {
             return None;
         }

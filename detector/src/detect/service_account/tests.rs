@@ -72,6 +72,32 @@ fn a_process_that_is_only_called_kubelet_is_told_when_it_had_its_time() {
 }
 
 #[test]
+fn what_a_kubelet_read_before_it_had_proven_to_be_one_is_used_by_nobody() {
+    let mut stream = pods();
+    let kubelet = child(&mut stream, SHELL, 702, "/usr/bin/kubelet");
+    stream.push(with::secret(InodeKey { ino: 0, ..with::TOKEN }, SecretKind::Token, "/v", Some("0a1b")));
+    stream.kernel(with::read(kubelet, with::TOKEN, "/var/lib/kubelet/pods/0a1b/v/token"));
+    stream.wait(5 * SECOND);
+    stream.push(with::components(vec![with::component(ComponentKind::Kubelet, kubelet)]));
+    let other = child(&mut stream, SHELL, 703, "/bin/busybox");
+    connect(&mut stream, other);
+    assert_eq!(told(&mut stream), []);
+}
+
+#[test]
+fn what_somebody_on_the_host_has_read_is_not_used_by_the_containers_that_they_start() {
+    for (started, expected) in [(SHELL, 2), (APP, 1)] {
+        let mut stream = node();
+        stream.kernel(with::read(SHELL, with::TOKEN, "/var/lib/kubelet/pods/0a1b/v/token"));
+        let later = Actor { pid: 703, start: 120, ..started };
+        stream.kernel(testing::fork(SHELL, later));
+        stream.kernel(testing::exec(later, SHELL, "/bin/busybox", &["busybox"]));
+        connect(&mut stream, later);
+        assert_eq!(told(&mut stream).len(), expected);
+    }
+}
+
+#[test]
 fn an_exec_session_that_reads_the_token_is_medium_and_its_use_by_another_program_of_the_session_high() {
     let mut stream = node();
     let shell = runtime_exec(&mut stream, SHIM, 400, &cri_id(), &["/bin/sh"], "pts0");
