@@ -6,8 +6,7 @@
 use detector_common::{RecentKey, SECRET_BITS, WatchKey, secret_bit, setting};
 
 use crate::{
-    entry,
-    kernel::{Ptr, Structure, current_id},
+    kernel::{Structure, current_id},
     maps::{SECRET_WORDS, SECRETS, masked, offset, setting},
     recent,
 };
