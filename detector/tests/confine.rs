@@ -178,6 +178,7 @@ fn each_thread_of_the_agent_has_what_it_needs_and_nothing_else() {
     found.values_mut().for_each(|found| found.sort_unstable());
     let expected = BTreeMap::from([
         ("acting", vec![READ | PTRACE]),
+        ("audit", vec![READ | PTRACE]),
         ("config", vec![READ]),
         ("cri", vec![READ | PTRACE]),
         ("detector", vec![READ | PTRACE]),

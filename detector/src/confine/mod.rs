@@ -5,7 +5,7 @@
 //! | thread | capabilities | files |
 //! |---|---|---|
 //! | main: source and pipeline | `SYS_PTRACE`, `DAC_READ_SEARCH`; `BPF`, `PERFMON` where the kernel asks for them | reads all of them, writes as nobody |
-//! | `cri`, `acting` | `SYS_PTRACE`, `DAC_READ_SEARCH` | as root: runtimes' sockets are root's |
+//! | `cri`, `acting`, `audit` | `SYS_PTRACE`, `DAC_READ_SEARCH` | as root: runtimes' sockets are root's |
 //! | `config`, `sink`, `recorder` | none, or what it takes to read and write what is not root's | Landlock: what is configured, and nothing else |
 //! | `metrics` | none | Landlock: nothing; it listens already |
 //! | `opener` | what it takes to open what a new configuration names | as root |
