@@ -7,6 +7,7 @@ pub mod image;
 pub mod process;
 pub mod sense;
 pub mod standing;
+pub mod static_pods;
 
 use std::cell::RefCell;
 
@@ -20,6 +21,7 @@ use crate::{
         container::{Container, Containers, FirstExecs, Namespaces},
         image::Images,
         process::Processes,
+        static_pods::StaticPods,
     },
     decode::Event,
     record::{Body, BootNs, ContainerInfo, ProcessKey, Record, Start},
@@ -39,6 +41,7 @@ pub struct Context {
     /// When the last process that was there before was told of.
     seeded: BootNs,
     pub images: Images,
+    pub static_pods: StaticPods,
     /// The containers that cgroups are of, as asked for since something was learned of either: nearly every event asks.
     homes: RefCell<FxHashMap<u64, Option<String>>>,
     pub acting: Acting,
@@ -76,6 +79,7 @@ impl Context {
             Body::Image(image) => self.images.arrived(image),
             Body::ImageNames(names) => self.images.named(names),
             Body::PauseConfig(config) => self.images.configured(config),
+            Body::Manifest(change) => self.static_pods.learn(change),
             Body::Executed(file) => self.acting.learn(file),
             Body::Tick => {
                 self.containers.forget(time);

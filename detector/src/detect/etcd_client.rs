@@ -2,21 +2,13 @@
 //!
 //! Events, and everything else of the cluster, can be read, changed and deleted there without a trace in any audit log.
 
-use std::collections::{BTreeSet, VecDeque};
-
 use detector_common::{connection, endpoint, kind};
 
 use crate::{
     alert::{Evidence, Origin, Severity},
     context::{Context, container::Container},
     decode::{Event, hook_name},
-    detect::{
-        Detector, Finding, base,
-        container_exec::{place, probes::Probes},
-        held::Held,
-        kinds,
-        technique::DELETE_EVENTS,
-    },
+    detect::{Detector, Finding, base, container_exec::place, held::Held, kinds, once::Once, technique::DELETE_EVENTS},
     escape::escape_to,
     record::{Body, ComponentKind, ProcessKey, Record, sense},
 };
@@ -27,9 +19,7 @@ const TOLD_MAX: usize = 4096;
 /// Tells of clients of etcd.
 #[derive(Debug, Default)]
 pub struct EtcdClient {
-    probes: Probes,
-    told: BTreeSet<ProcessKey>,
-    order: VecDeque<ProcessKey>,
+    told: Once<ProcessKey, TOLD_MAX>,
     held: Held,
 }
 
@@ -39,10 +29,8 @@ impl Detector for EtcdClient {
     }
 
     fn observe(&mut self, record: &Record, event: Option<&Event>, context: &Context) -> Vec<Finding> {
-        match &record.body {
-            Body::Manifest(change) => self.probes.learn(change),
-            Body::Tick => return self.held.ripe(record.time, context),
-            _ => {}
+        if matches!(record.body, Body::Tick) {
+            return self.held.ripe(record.time, context);
         }
         let Some(Event::Connection(connection)) = event else { return Vec::new() };
         if connection.act != connection::CONNECT || connection.endpoint & endpoint::ETCD == 0 {
@@ -72,7 +60,7 @@ impl EtcdClient {
             (Origin::Host, _) => (Severity::Medium, "from the host".to_owned(), Vec::new()),
             (Origin::Container, Some(home)) if is_etcds(home, context) => {
                 let own = home.init.is_none_or(|init| context.descends(actor, init));
-                if own || self.is_probe(actor, home, context) {
+                if own || is_probe(actor, home, context) {
                     return None;
                 }
                 (
@@ -84,7 +72,7 @@ impl EtcdClient {
             (Origin::Container, Some(home)) => (Severity::High, format!("from {}", place(home)), Vec::new()),
             _ => (Severity::Medium, "from where is not known".to_owned(), Vec::new()),
         };
-        if !self.first(actor) {
+        if !self.told.first(actor) {
             return None;
         }
         reasons.insert(0, "it is not this node's API server: what it does in etcd is in no audit log".to_owned());
@@ -108,35 +96,6 @@ impl EtcdClient {
         let finding = self.held.hold(ApiServer, finding, record.time, context)?;
         self.held.hold(Etcd, finding, record.time, context)
     }
-
-    /// A command that the pod's manifest has kubelet run, or one that asks for health and nothing else.
-    fn is_probe(&self, actor: ProcessKey, home: &Container, context: &Context) -> bool {
-        let program = |key: ProcessKey| context.processes.get(key).map(|process| &process.program);
-        if program(context.session(actor)).is_some_and(|program| self.probes.knows(home, &program.argv).is_some()) {
-            return true;
-        }
-        let Some(program) = program(actor) else { return false };
-        let words: Vec<&str> = program.argv.iter().skip(1).filter(|word| !word.starts_with('-')).collect();
-        base(&program.exe) == "etcdctl"
-            && !program.argv_truncated
-            && matches!(
-                words.as_slice(),
-                ["endpoint", "health" | "status" | "hashkv"] | ["member", "list"] | ["version"]
-            )
-    }
-
-    fn first(&mut self, actor: ProcessKey) -> bool {
-        if !self.told.insert(actor) {
-            return false;
-        }
-        self.order.push_back(actor);
-        if self.order.len() > TOLD_MAX
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.told.remove(&oldest);
-        }
-        true
-    }
 }
 
 /// Whether this node's etcd runs in a container.
@@ -144,6 +103,19 @@ fn is_etcds(container: &Container, context: &Context) -> bool {
     let etcds = context.sense.components.components.iter().filter(|found| found.kind == ComponentKind::Etcd);
     let mut etcds = etcds.filter(|found| context.is_component(found.process, found.kind));
     etcds.any(|found| context.container_of(found.process).is_some_and(|home| home.info.id == container.info.id))
+}
+
+/// A command that the pod's manifest has kubelet run, or one that asks for health and nothing else.
+fn is_probe(actor: ProcessKey, home: &Container, context: &Context) -> bool {
+    let program = |key: ProcessKey| context.processes.get(key).map(|process| &process.program);
+    if program(context.session(actor)).is_some_and(|program| context.static_pods.probe(home, &program.argv).is_some()) {
+        return true;
+    }
+    let Some(program) = program(actor) else { return false };
+    let words: Vec<&str> = program.argv.iter().skip(1).filter(|word| !word.starts_with('-')).collect();
+    base(&program.exe) == "etcdctl"
+        && !program.argv_truncated
+        && matches!(words.as_slice(), ["endpoint", "health" | "status" | "hashkv"] | ["member", "list"] | ["version"])
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ mod held;
 pub mod image_arrival;
 pub mod impair;
 pub mod network;
+mod once;
 pub mod operator;
 pub mod pause;
 pub mod public_api;

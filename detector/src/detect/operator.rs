@@ -3,10 +3,7 @@
 //! Told when its first program runs, by what the runtime was told to give it. Workloads that are known to need that are configured by
 //! namespace and image, and are low: a name alone proves nothing.
 
-use std::{
-    cmp::Reverse,
-    collections::{BTreeSet, VecDeque},
-};
+use std::cmp::Reverse;
 
 use detector_common::kind;
 use globset::GlobMatcher;
@@ -15,7 +12,7 @@ use crate::{
     alert::{Evidence, Severity},
     context::{Context, container::Container},
     decode::Event,
-    detect::{Detector, Finding, container_exec::place, kinds, technique::MALICIOUS_OPERATOR},
+    detect::{Detector, Finding, container_exec::place, kinds, once::Once, technique::MALICIOUS_OPERATOR},
     escape::escape_to,
     record::{Body, ContainerRole, HostMount, PATTERNS_MAX, Policy, Privileges, Record},
     risky,
@@ -42,8 +39,7 @@ const NETWORK: [&str; 2] = ["CAP_NET_ADMIN", "CAP_NET_RAW"];
 #[derive(Debug, Default)]
 pub struct Operator {
     known: Vec<(String, GlobMatcher)>,
-    told: BTreeSet<String>,
-    order: VecDeque<String>,
+    told: Once<String, TOLD_MAX>,
 }
 
 impl Detector for Operator {
@@ -118,16 +114,7 @@ impl Operator {
             ),
             None => info.id.clone(),
         };
-        if !self.told.insert(key.clone()) {
-            return false;
-        }
-        self.order.push_back(key);
-        if self.order.len() > TOLD_MAX
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.told.remove(&oldest);
-        }
-        true
+        self.told.first(key)
     }
 }
 

@@ -5,7 +5,7 @@
 //! its interpreter's, which is the image's. What a runtime executes on its way in, itself from memory among it, still has the host's
 //! mount namespace.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 
 use detector_common::{self as wire, kind};
 use globset::GlobMatcher;
@@ -17,12 +17,7 @@ use crate::{
         container::{Container, Namespaces},
     },
     decode::{Event, Exec, hook_name},
-    detect::{
-        Detector, Finding, base,
-        container_exec::{descends, place},
-        kinds,
-        technique::SUPPLY_CHAIN,
-    },
+    detect::{Detector, Finding, base, container_exec::place, kinds, once::Once, technique::SUPPLY_CHAIN},
     escape::escape_to,
     record::{Body, BootNs, ContainerRole, PATTERNS_MAX, Policy, ProcessKey, Record},
     triage::pattern,
@@ -62,8 +57,7 @@ const TOOLS: [&str; 22] = [
 pub struct SupplyChain {
     allowed: Vec<GlobMatcher>,
     /// By container and what it was about.
-    told: BTreeSet<(String, String)>,
-    order: VecDeque<(String, String)>,
+    told: Once<(String, String), TOLD_MAX>,
 }
 
 impl Detector for SupplyChain {
@@ -154,7 +148,7 @@ impl SupplyChain {
         }
         let mut severity = lies.severity();
         let mut reasons = vec![lies.reason().to_owned()];
-        if container.init.is_some_and(|init| !descends(actor, init, context)) {
+        if container.init.is_some_and(|init| !context.descends(actor, init)) {
             reasons.push("who executed it came into the container from outside".to_owned());
             severity = Severity::High;
         }
@@ -208,16 +202,7 @@ impl SupplyChain {
     /// Whether this is found of this container for the first time.
     fn first(&mut self, container: &Container, what: &str) -> bool {
         let key = (container.info.id.clone(), what.to_owned());
-        if !self.told.insert(key.clone()) {
-            return false;
-        }
-        self.order.push_back(key);
-        if self.order.len() > TOLD_MAX
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.told.remove(&oldest);
-        }
-        true
+        self.told.first(key)
     }
 }
 

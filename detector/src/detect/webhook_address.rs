@@ -3,10 +3,7 @@
 //! A webhook that is registered gets every object that matches it, secrets too. What an API server connects to else is few and known:
 //! etcd, kubelets, itself.
 
-use std::{
-    collections::{BTreeSet, VecDeque},
-    net::IpAddr,
-};
+use std::net::IpAddr;
 
 use detector_common::{connection, endpoint, kind};
 
@@ -17,6 +14,7 @@ use crate::{
     detect::{
         Detector, Finding, kinds,
         network::{self, Networks},
+        once::Once,
         technique::MALICIOUS_ADMISSION,
     },
     record::{ProcessKey, Record, sense},
@@ -30,8 +28,7 @@ const KUBELET: u16 = 10250;
 /// Remembers where API servers connected to.
 #[derive(Debug, Default)]
 pub struct WebhookAddress {
-    seen: BTreeSet<(IpAddr, u16)>,
-    order: VecDeque<(IpAddr, u16)>,
+    seen: Once<(IpAddr, u16), SEEN_MAX>,
     allowed: Networks,
 }
 
@@ -56,7 +53,7 @@ impl Detector for WebhookAddress {
         let policy = &context.start.policy;
         let said = !policy.webhook_networks.is_empty();
         self.allowed.set(&policy.webhook_networks);
-        if said && self.allowed.contain(ip) || !self.first((ip, port)) {
+        if said && self.allowed.contain(ip) || !self.seen.first((ip, port)) {
             return Vec::new();
         }
         let outside = !network::inside(ip);
@@ -87,21 +84,6 @@ impl Detector for WebhookAddress {
             manifest: None,
             evidence: vec![evidence],
         }]
-    }
-}
-
-impl WebhookAddress {
-    fn first(&mut self, address: (IpAddr, u16)) -> bool {
-        if !self.seen.insert(address) {
-            return false;
-        }
-        self.order.push_back(address);
-        if self.order.len() > SEEN_MAX
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.seen.remove(&oldest);
-        }
-        true
     }
 }
 

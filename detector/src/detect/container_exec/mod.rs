@@ -5,7 +5,6 @@
 //! cgroup. Names of programs decide nothing but the words for the way. One entry is one finding, whatever it runs later.
 
 mod pending;
-pub(crate) mod probes;
 #[cfg(test)]
 pub(crate) mod tests;
 mod way;
@@ -28,7 +27,6 @@ use crate::{
 };
 
 use pending::{Group, Pending};
-use probes::Probes;
 use way::Way;
 
 /// Most entries remembered, so that what they run later is not told again.
@@ -44,7 +42,6 @@ pub struct ContainerExec {
     /// Processes that came in, and into which container, until the bound drops them.
     told: BTreeMap<ProcessKey, String>,
     told_order: VecDeque<ProcessKey>,
-    probes: Probes,
     /// Probes told once for each container and command.
     probed: BTreeSet<(String, Vec<String>)>,
 }
@@ -56,7 +53,6 @@ impl Detector for ContainerExec {
 
     fn observe(&mut self, record: &Record, event: Option<&Event>, context: &Context) -> Vec<Finding> {
         match &record.body {
-            Body::Manifest(change) => self.probes.learn(change),
             Body::Process(seed) => self.was_there(seed, context),
             Body::Tick => {
                 let late = self.pending.late(record.time);
@@ -90,7 +86,7 @@ impl Detector for ContainerExec {
                 let target = ProcessKey::from_ns(moved.target_tgid, moved.target_start_ns);
                 if let Some(container) = context.home(moved.id)
                     // Without a first process it is the runtime that fills it.
-                    && container.init.is_some_and(|init| !descends(target, init, context))
+                    && container.init.is_some_and(|init| !context.descends(target, init))
                     && !self.is_told(target, container, context)
                 {
                     let detail = format!("moved into the container's cgroup by pid {}", header.tgid);
@@ -121,7 +117,7 @@ impl ContainerExec {
         let home = context.container_of(key);
         let has = Namespaces { mnt: seed.mnt_ns, pid: seed.pid_ns, shared: seed.shared };
         let entered = context.containers.of_namespaces(&has, home).map(|(owner, _)| owner);
-        let stranger = home.filter(|home| home.init.is_some_and(|init| !descends(key, init, context)));
+        let stranger = home.filter(|home| home.init.is_some_and(|init| !context.descends(key, init)));
         if let Some(container) = entered.or(stranger) {
             self.tell(key, &container.info.id);
         }
@@ -142,7 +138,7 @@ impl ContainerExec {
         }
         let home = home?;
         let init = home.init?;
-        if descends(actor, init, context) {
+        if context.descends(actor, init) {
             self.pending.resolve(actor);
             return None;
         }
@@ -176,7 +172,7 @@ impl ContainerExec {
         self.tell(actor, &container.info.id);
         let way = way::of(actor, group.as_ref(), &kinds, context);
         let probe = match &way {
-            Way::Cri if exec.event.tty[0] == 0 => self.probes.knows(container, &exec.argv),
+            Way::Cri if exec.event.tty[0] == 0 => context.static_pods.probe(container, &exec.argv),
             _ => None,
         };
         if probe.is_some() && !self.first_probe(container, &exec.argv) {
@@ -283,11 +279,6 @@ impl ContainerExec {
         }
         self.probed.insert((container.info.id.clone(), argv.to_vec()))
     }
-}
-
-/// Whether `process` is, or descends from, `init`.
-pub(crate) fn descends(process: ProcessKey, init: ProcessKey, context: &Context) -> bool {
-    process == init || context.processes.lineage(process).any(|(key, _)| key == init)
 }
 
 fn judge(

@@ -5,11 +5,10 @@
 //! again, as worse. Kubeconfigs, private keys and what etcd stores are the node's own: a container reads them only where it was put there
 //! to do so.
 
-mod paths;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use detector_common::{connection, endpoint, kind};
 
@@ -18,16 +17,11 @@ use crate::{
     context::{Context, container::Container},
     decode::{Event, Open, hook_name},
     detect::{
-        Detector, Finding, base,
-        container_exec::{place, probes::Probes},
-        held::Held,
-        kinds,
-        technique::SERVICE_ACCOUNT,
+        Detector, Finding, base, container_exec::place, held::Held, kinds, once::Once, technique::SERVICE_ACCOUNT,
     },
     escape::escape_to,
     record::{Body, BootNs, ComponentKind, InodeKey, ProcessKey, Record, Secret, SecretKind, sense},
 };
-use paths::HostPaths;
 
 /// For how long after it read a secret somebody's connection to an API server is taken to use it, in ns.
 const USE_NS: u64 = 600_000_000_000;
@@ -41,13 +35,10 @@ const NAME: usize = 96;
 /// Joins readings and connections.
 #[derive(Debug, Default)]
 pub struct ServiceAccount {
-    probes: Probes,
-    host_paths: HostPaths,
     /// By the process that the reader's session began with.
     thefts: BTreeMap<ProcessKey, Theft>,
     thefts_order: VecDeque<ProcessKey>,
-    told: BTreeSet<(ProcessKey, InodeKey)>,
-    told_order: VecDeque<(ProcessKey, InodeKey)>,
+    told: Once<(ProcessKey, InodeKey), TOLD_MAX>,
     held: Held,
 }
 
@@ -70,13 +61,8 @@ impl Detector for ServiceAccount {
     }
 
     fn observe(&mut self, record: &Record, event: Option<&Event>, context: &Context) -> Vec<Finding> {
-        match &record.body {
-            Body::Manifest(change) => {
-                self.probes.learn(change);
-                self.host_paths.learn(change);
-            }
-            Body::Tick => return self.held.ripe(record.time, context),
-            _ => {}
+        if matches!(record.body, Body::Tick) {
+            return self.held.ripe(record.time, context);
         }
         let found = match event {
             Some(Event::Read(open)) => self.read(record, open, context),
@@ -109,12 +95,12 @@ impl ServiceAccount {
         let name = base(&open.path);
         let secret = context.sense.secret_of(inode, name)?;
         let actor = ProcessKey::from_ns(open.event.header.tgid, open.event.header.start_ns);
-        let reading = self.judge(actor, secret, context)?;
+        let reading = Self::judge(actor, secret, context)?;
         let session = context.session(actor);
         // In a container once for a session; on the host that may be a service that starts whatever comes. A token that is rotated is
         // another inode on the same file system.
         let once = if context.container_of(actor).is_some() { session } else { actor };
-        if !self.first((once, secret.inode)) {
+        if !self.told.first((once, secret.inode)) {
             return None;
         }
         let what = shown(secret, name, context);
@@ -160,7 +146,7 @@ impl ServiceAccount {
     }
 
     /// Whether a reader is one whom the secret is not for, and how bad that is.
-    fn judge<'a>(&self, actor: ProcessKey, secret: &Secret, context: &'a Context) -> Option<Reading<'a>> {
+    fn judge<'a>(actor: ProcessKey, secret: &Secret, context: &'a Context) -> Option<Reading<'a>> {
         let token = secret.kind == SecretKind::Token;
         let (origin, container) = context.origin(actor);
         let dropped = dropped(actor, origin, context);
@@ -195,7 +181,7 @@ impl ServiceAccount {
             }
             (Origin::Container, Some(home)) => {
                 let entered = home.init.is_some_and(|init| !context.descends(actor, init));
-                if entered && self.is_probe(actor, home, context) {
+                if entered && is_probe(actor, home, context) {
                     return None;
                 }
                 let how = if entered {
@@ -205,7 +191,7 @@ impl ServiceAccount {
                 };
                 let entry = entered.then(|| "the reader came into the container from outside".to_owned());
                 if !token {
-                    if !entered && dropped.is_none() && self.host_paths.give(home, &secret.path) {
+                    if !entered && dropped.is_none() && context.static_pods.give(home, &secret.path) {
                         return None;
                     }
                     let why = "the node's own credentials are read in a container".to_owned();
@@ -233,13 +219,6 @@ impl ServiceAccount {
                 reading(Severity::Medium, "by a process of unknown origin", of_dropped(vec![why]))
             }
         }
-    }
-
-    /// Whether it is, or was started by, a command that kubelet runs in the container by itself.
-    fn is_probe(&self, actor: ProcessKey, home: &Container, context: &Context) -> bool {
-        let program = |key: ProcessKey| context.processes.get(key).map(|process| &process.program.argv);
-        let session = context.session(actor);
-        [actor, session].into_iter().filter_map(program).any(|argv| self.probes.knows(home, argv).is_some())
     }
 
     /// Somebody connects to an API server.
@@ -307,19 +286,13 @@ impl ServiceAccount {
             self.thefts.remove(&oldest);
         }
     }
+}
 
-    fn first(&mut self, reading: (ProcessKey, InodeKey)) -> bool {
-        if !self.told.insert(reading) {
-            return false;
-        }
-        self.told_order.push_back(reading);
-        if self.told_order.len() > TOLD_MAX
-            && let Some(oldest) = self.told_order.pop_front()
-        {
-            self.told.remove(&oldest);
-        }
-        true
-    }
+/// Whether it is, or was started by, a command that kubelet runs in the container by itself.
+fn is_probe(actor: ProcessKey, home: &Container, context: &Context) -> bool {
+    let program = |key: ProcessKey| context.processes.get(key).map(|process| &process.program.argv);
+    let session = context.session(actor);
+    [actor, session].into_iter().filter_map(program).any(|argv| context.static_pods.probe(home, argv).is_some())
 }
 
 /// Why an executable was not put there by an image or a package, as far as its path tells.
