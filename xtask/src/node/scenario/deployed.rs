@@ -1,6 +1,6 @@
 //! The agent as `deploy/` runs it: its image in the node's runtime, its pod with nothing but what the DaemonSet gives it.
 
-use std::fs;
+use std::{fs, thread, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
@@ -114,12 +114,22 @@ fn metrics() -> anyhow::Result<()> {
         let answer: Value = serde_json::from_str(&get(path)?)?;
         equal(path, &answer["status"], "ok")?;
     }
-    let metrics = get("/metrics")?;
     for technique in ["static-pod", "container-exec"] {
         let begin = format!("detector_alerts_total{{technique=\"{technique}\",");
-        let counts = metrics.lines().filter(|line| line.starts_with(&begin)).filter_map(|line| line.rsplit(' ').next());
-        let told: u64 = counts.filter_map(|count| count.parse::<u64>().ok()).sum();
-        ensure!(told > 0, "no alert of {technique} is counted:\n{metrics}");
+        let told = |metrics: &str| -> u64 {
+            let lines = metrics.lines().filter(|line| line.starts_with(&begin));
+            lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+        };
+        // A snapshot is taken once a second.
+        let mut metrics = get("/metrics")?;
+        for _ in 0..20 {
+            if told(&metrics) > 0 {
+                break;
+            }
+            thread::sleep(Duration::from_millis(250));
+            metrics = get("/metrics")?;
+        }
+        ensure!(told(&metrics) > 0, "no alert of {technique} is counted:\n{metrics}");
     }
     Ok(())
 }
