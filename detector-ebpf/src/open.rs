@@ -12,7 +12,7 @@ use detector_common::{DENIED, Open, hook, kind, scratch, setting, watch};
 use crate::{
     emit::{self, Ring},
     kernel::{self, Detail, Ptr, Structure, Typed, current},
-    maps::{Scratch, offset, setting},
+    maps::{SCRATCH_LEN, Scratch, offset, setting},
     path, secrets,
     security::{self, May},
     watched,
@@ -104,6 +104,13 @@ fn claimed(kind: u16, hook: u16, first: u32, file: Ptr, mode: u32, may: May) -> 
     let Some(claim) = emit::claim(first) else {
         emit::lost(hook);
         return false;
+    };
+    // Through map memory: otherwise the verifier would follow all that comes behind for each kind.
+    // SAFETY: the slot is longer than any record.
+    let kind = unsafe {
+        let way = claim.scratch.cast::<u8>().add(SCRATCH_LEN - size_of::<u64>()).cast::<u16>();
+        core::ptr::write_volatile(way, kind);
+        core::ptr::read_volatile(way)
     };
     let by = Reporter { kind, hook, syscall: u32::MAX };
     let denied = report::<STEPS>(current(), file, mode, claim.scratch, &by, may);

@@ -389,6 +389,12 @@ fn summary(outcome: &Outcome) {
     if let Some(most) = outcome.verified.iter().max_by_key(|program| program.count) {
         eprintln!("    most instructions verified: {}, {} by {}", most.count, most.hook, most.backend);
     }
+    for program in outcome.verified.iter().filter(|program| program.count >= VERIFIED_MAX) {
+        let (hook, backend, count) = (&program.hook, &program.backend, program.count);
+        eprintln!(
+            "    too long for older kernels' verifiers: {hook} by {backend}, {count} instructions (bar {VERIFIED_MAX})"
+        );
+    }
     eprintln!("    {:.0} s{}", outcome.seconds, outcome.error.as_ref().map(|e| format!(", {e}")).unwrap_or_default());
 }
 
