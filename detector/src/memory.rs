@@ -27,6 +27,11 @@ pub fn give_back() {
             unsafe { nix::libc::madvise(start as *mut _, (end - start) as usize, nix::libc::MADV_DONTNEED) };
         }
     }
+    trim();
+}
+
+/// Hands freed memory back alone: after a burst, whose buffers lie all over the heap.
+pub fn trim() {
     #[cfg(target_env = "gnu")]
     // SAFETY: malloc_trim has no preconditions.
     unsafe {

@@ -27,7 +27,7 @@ use crate::{
     monitor::{Counts as Counted, HookShown, Monitor, Snapshot},
     opener::Opener,
     pipeline::Pipeline,
-    record::{Body, DirState, OwnRole, Record, Watched},
+    record::{Body, BootNs, DirState, OwnRole, Record, Watched},
     recorder::{Recorded, Recorder},
     sink::{self, Sinks, StartError},
     source::{
@@ -41,6 +41,10 @@ use crate::{
 
 /// A finding from which on what was recorded around it is kept as evidence.
 const EVIDENCE: Severity = Severity::Medium;
+
+/// So many records take enough memory, some MiB, to hand back what of it is free, once a second at most.
+const BURST: usize = 8192;
+const TRIM_NS: u64 = 1_000_000_000;
 
 /// What happened while the agent ran: the last line on standard error, as JSON behind `stats: `.
 #[derive(Debug, Default, Serialize)]
@@ -103,7 +107,18 @@ pub fn run(setup: Setup, started: Instant) -> anyhow::Result<()> {
         let (pipeline, triage, standing) = (Pipeline::new(), Triage::new(), Standing::default());
         let opener = Opener::start(|config: Box<Config>| cli::sinks(&config))?;
         let counts = Counted::default();
-        let mut ends = Ends { pipeline, triage, standing, counts, sinks, opener, recorder, explain };
+        let mut ends = Ends {
+            pipeline,
+            triage,
+            standing,
+            counts,
+            sinks,
+            opener,
+            recorder,
+            explain,
+            untrimmed: 0,
+            trimmed: BootNs(0),
+        };
         let mut stats = Stats::default();
         let mut options = config.options();
         options.own.extend(watch.as_ref().map(|watch| (OwnRole::Configuration, watch.path().to_owned())));
@@ -238,11 +253,15 @@ struct Ends {
     opener: Opener<Box<Config>, Result<Sinks, StartError>>,
     recorder: Option<Recorder>,
     explain: bool,
+    /// Records since memory was handed back, and when that was.
+    untrimmed: usize,
+    trimmed: BootNs,
 }
 
 impl Ends {
     fn pass_on(&mut self, records: &mut Vec<Record>, stats: &mut Stats) -> anyhow::Result<()> {
         let Some(last) = records.last().map(|last| (last.seq, last.time)) else { return Ok(()) };
+        self.untrimmed += records.len();
         let mut found = false;
         for record in records.iter() {
             stats.records += 1;
@@ -287,6 +306,10 @@ impl Ends {
                 // A burst must not leave its high-water mark behind for good.
                 records.shrink_to(1024);
             }
+        }
+        if self.untrimmed >= BURST && last.1.0.saturating_sub(self.trimmed.0) >= TRIM_NS {
+            crate::memory::trim();
+            (self.untrimmed, self.trimmed) = (0, last.1);
         }
         Ok(())
     }
@@ -410,7 +433,18 @@ mod tests {
         let (pipeline, triage, standing) = (Pipeline::new(), Triage::new(), Standing::default());
         let opener = Opener::start(|config: Box<Config>| cli::sinks(&config)).unwrap();
         let (counts, sinks) = (Counted::default(), Sinks::default());
-        let mut ends = Ends { pipeline, triage, standing, counts, sinks, opener, recorder: None, explain: false };
+        let mut ends = Ends {
+            pipeline,
+            triage,
+            standing,
+            counts,
+            sinks,
+            opener,
+            recorder: None,
+            explain: false,
+            untrimmed: 0,
+            trimmed: BootNs(0),
+        };
         let (mut stats, mut config, mut stream) = (Stats::default(), Config::default(), Stream::new());
         stream.push(Body::Config(Box::new(config.rules())));
         let actor = Actor::host(60, 90);

@@ -357,6 +357,8 @@ impl Live {
                 self.executed(process, out);
             }
         }
+        // A burst must not leave its high-water mark behind for good.
+        raws.shrink_to(1024);
         self.raws = raws;
         self.next_drain = BootNs(now.0 + if now < self.eager_until { EAGER_DRAIN_NS } else { DRAIN_NS });
         Ok(())
