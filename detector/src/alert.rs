@@ -132,6 +132,14 @@ pub struct File {
     pub symlink: Option<String>,
 }
 
+impl File {
+    /// One of which only its name and what became of it are known.
+    #[must_use]
+    pub fn named(path: &str, change: &'static str) -> Self {
+        Self { path: path.to_owned(), sha256: None, size: None, change, previous_sha256: None, symlink: None }
+    }
+}
+
 /// A request to an API server, as its audit log has it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Request {

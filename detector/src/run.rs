@@ -104,21 +104,7 @@ pub fn run(setup: Setup, started: Instant) -> anyhow::Result<()> {
         // Without a file a terminal that is closed ends the agent, as it always did.
         let mut hangup = watch.is_some().then(|| signal(SignalKind::hangup())).transpose()?;
         let mut records = Vec::new();
-        let (pipeline, triage, standing) = (Pipeline::new(), Triage::new(), Standing::default());
-        let opener = Opener::start(|config: Box<Config>| cli::sinks(&config))?;
-        let counts = Counted::default();
-        let mut ends = Ends {
-            pipeline,
-            triage,
-            standing,
-            counts,
-            sinks,
-            opener,
-            recorder,
-            explain,
-            untrimmed: 0,
-            trimmed: BootNs(0),
-        };
+        let mut ends = Ends::new(sinks, recorder, explain)?;
         let mut stats = Stats::default();
         let mut options = config.options();
         options.own.extend(watch.as_ref().map(|watch| (OwnRole::Configuration, watch.path().to_owned())));
@@ -259,6 +245,21 @@ struct Ends {
 }
 
 impl Ends {
+    fn new(sinks: Sinks, recorder: Option<Recorder>, explain: bool) -> io::Result<Self> {
+        Ok(Self {
+            pipeline: Pipeline::new(),
+            triage: Triage::new(),
+            standing: Standing::default(),
+            counts: Counted::default(),
+            sinks,
+            opener: Opener::start(|config: Box<Config>| cli::sinks(&config))?,
+            recorder,
+            explain,
+            untrimmed: 0,
+            trimmed: BootNs(0),
+        })
+    }
+
     fn pass_on(&mut self, records: &mut Vec<Record>, stats: &mut Stats) -> anyhow::Result<()> {
         let Some(last) = records.last().map(|last| (last.seq, last.time)) else { return Ok(()) };
         self.untrimmed += records.len();
@@ -430,21 +431,7 @@ mod tests {
     /// is lost, and what was counted by then is told.
     #[test]
     fn a_reload_in_the_middle_of_a_stream_loses_nothing() {
-        let (pipeline, triage, standing) = (Pipeline::new(), Triage::new(), Standing::default());
-        let opener = Opener::start(|config: Box<Config>| cli::sinks(&config)).unwrap();
-        let (counts, sinks) = (Counted::default(), Sinks::default());
-        let mut ends = Ends {
-            pipeline,
-            triage,
-            standing,
-            counts,
-            sinks,
-            opener,
-            recorder: None,
-            explain: false,
-            untrimmed: 0,
-            trimmed: BootNs(0),
-        };
+        let mut ends = Ends::new(Sinks::default(), None, false).unwrap();
         let (mut stats, mut config, mut stream) = (Stats::default(), Config::default(), Stream::new());
         stream.push(Body::Config(Box::new(config.rules())));
         let actor = Actor::host(60, 90);

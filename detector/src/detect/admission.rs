@@ -13,7 +13,7 @@ use crate::{
     detect::{
         Detector, Finding,
         network::inside,
-        request::{evidence, finding, is_dry_run, service_account, shown, source, succeeded, user},
+        request::{evidence, finding, is_dry_run, refused, service_account, shown, source, succeeded, user},
         technique::MALICIOUS_ADMISSION,
     },
     record::{AuditEvent, AuditObject, Body, Record, Webhook, WebhookRule, bounded},
@@ -114,7 +114,7 @@ impl Admission {
         let name = if object.name.is_empty() { "(named by the API server)".to_owned() } else { shown(&object.name) };
         let what = format!("{} {name}", kind(&object.resource));
         let (who, from) = (user(event), source(event));
-        if matches!(event.code, 401 | 403) {
+        if refused(event) {
             let title = format!("{what} was to be {} by {who} from {from}", past(&event.verb));
             return Some(told(
                 Severity::Low,

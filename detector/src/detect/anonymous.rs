@@ -16,7 +16,7 @@ use crate::{
     detect::{
         Detector, Finding,
         network::Networks,
-        request::{evidence, finding, service_account, shown, source, user},
+        request::{evidence, finding, refused, service_account, shown, source, user},
         technique::PUBLIC_API,
     },
     record::{AuditEvent, Body, BootNs, Record, bounded},
@@ -73,7 +73,7 @@ impl Detector for Anonymous {
         if !nobody && !outside {
             return Vec::new();
         }
-        let refused = matches!(event.code, 401 | 403) || event.decision.as_deref() == Some("forbid");
+        let refused = refused(event) || event.decision.as_deref() == Some("forbid");
         let judged = if nobody { for_nobody(event, outside, refused) } else { Some(for_somebody(event)) };
         let Some((severity, why)) = judged else { return Vec::new() };
         self.told(record, event, (severity, why), (nobody, outside, refused), context).into_iter().collect()

@@ -1,7 +1,5 @@
 //! Ways around files: the memory of kubelet and of the agent, and the block devices that manifests lie on.
 
-use std::collections::VecDeque;
-
 use detector_common::{kind, watch};
 
 use crate::{
@@ -10,10 +8,11 @@ use crate::{
     decode::{Event, hook_name},
     detect::{
         Detector, Finding, kinds,
+        once::Lately,
         technique::{DETECTOR_TAMPERING, STATIC_POD},
     },
     escape::escape_to,
-    record::{Body, BootNs, ProcessKey, Record, Watched},
+    record::{Body, ProcessKey, Record, Watched},
 };
 
 /// A process that does the same again within this time, in ns, is the same alert.
@@ -25,8 +24,8 @@ const MAX: usize = 256;
 #[derive(Debug, Default)]
 pub struct Around {
     watched: Watched,
-    /// Who did what, and when last.
-    recent: VecDeque<(ProcessKey, u64, BootNs)>,
+    /// Who did what, lately.
+    recent: Lately<(ProcessKey, u64), MAX>,
 }
 
 impl Detector for Around {
@@ -64,15 +63,9 @@ impl Detector for Around {
             }
             _ => return Vec::new(),
         };
-        self.recent.retain(|(.., last)| record.time.0.saturating_sub(last.0) < AGAIN_NS);
-        if let Some((.., last)) = self.recent.iter_mut().find(|(who, what, _)| (*who, *what) == (actor, about)) {
-            *last = record.time;
+        if !self.recent.first((actor, about), record.time, AGAIN_NS) {
             return Vec::new();
         }
-        if self.recent.len() >= MAX {
-            self.recent.pop_front();
-        }
-        self.recent.push_back((actor, about, record.time));
         let container = context.origin(actor).0 == Origin::Container;
         let mut reasons = vec![reason.to_owned()];
         if container {

@@ -62,14 +62,7 @@ impl Detector for AuditLogs {
             reasons: vec![reason],
             actor: None,
             container: None,
-            file: Some(File {
-                path: log.path.clone(),
-                sha256: None,
-                size: None,
-                change,
-                previous_sha256: None,
-                symlink: None,
-            }),
+            file: Some(File::named(&log.path, change)),
             manifest: None,
             evidence: vec![Evidence {
                 kind: "audit-log",

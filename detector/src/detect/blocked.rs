@@ -1,16 +1,14 @@
 //! `static-pod`, refused: what an LSM program did not let happen under `--deny static-pod`.
 
-use std::collections::VecDeque;
-
 use detector_common::{self as wire, kind};
 
 use crate::{
     alert::{Evidence, File, Origin, Severity},
     context::Context,
     decode::{Event, hook_name},
-    detect::{Detector, Finding, kinds, technique::STATIC_POD},
+    detect::{Detector, Finding, kinds, once::Lately, technique::STATIC_POD},
     escape::escape_to,
-    record::{Body, BootNs, DirState, ProcessKey, Record, Watched},
+    record::{Body, DirState, ProcessKey, Record, Watched},
 };
 
 /// A process that tries the same again within this time, in ns, is the same alert.
@@ -22,8 +20,8 @@ const MAX: usize = 256;
 #[derive(Debug, Default)]
 pub struct Blocked {
     watched: Watched,
-    /// Who tried what, and when last.
-    recent: VecDeque<(ProcessKey, String, BootNs)>,
+    /// Who tried what, lately.
+    recent: Lately<(ProcessKey, String), MAX>,
 }
 
 impl Detector for Blocked {
@@ -37,15 +35,9 @@ impl Detector for Blocked {
         }
         let Some((header, path)) = event.and_then(|event| self.refused(event)) else { return Vec::new() };
         let actor = ProcessKey::from_ns(header.tgid, header.start_ns);
-        self.recent.retain(|(.., last)| record.time.0.saturating_sub(last.0) < AGAIN_NS);
-        if let Some((.., last)) = self.recent.iter_mut().find(|(who, what, _)| *who == actor && *what == path) {
-            *last = record.time;
+        if !self.recent.first((actor, path.clone()), record.time, AGAIN_NS) {
             return Vec::new();
         }
-        if self.recent.len() >= MAX {
-            self.recent.pop_front();
-        }
-        self.recent.push_back((actor, path.clone(), record.time));
         let exe = context.processes.get(actor).map_or_else(String::new, |process| escape_to(&process.program.exe, 128));
         let mut reasons = vec!["only trusted programs may change what kubelet reads (--deny static-pod)".to_owned()];
         let container = context.origin(actor).0 == Origin::Container;
@@ -62,14 +54,7 @@ impl Detector for Blocked {
             reasons,
             actor: Some(actor),
             container: None,
-            file: Some(File {
-                path: path.clone(),
-                sha256: None,
-                size: None,
-                change: "refused",
-                previous_sha256: None,
-                symlink: None,
-            }),
+            file: Some(File::named(&path, "refused")),
             manifest: None,
             evidence: vec![Evidence {
                 kind: "refused",

@@ -11,7 +11,7 @@ use crate::{
     decode::Event,
     detect::{
         Detector, Finding,
-        request::{evidence, finding, is_dry_run, shown, source, succeeded, user},
+        request::{evidence, finding, is_dry_run, refused, shown, source, succeeded, user},
         technique::DELETE_EVENTS,
     },
     record::{AuditEvent, AuditObject, Body, BootNs, Record, bounded},
@@ -100,7 +100,7 @@ impl DeleteEvents {
         let (who, from) = (user(event), source(event));
         let place = place(&object.namespace);
         let all = event.verb == "deletecollection";
-        if matches!(event.code, 401 | 403) {
+        if refused(event) {
             let reasons = vec!["the API server refused it".to_owned()];
             let title = format!("Events {place} were to be deleted by {who}");
             return tell(Severity::Low, title, reasons, vec![evidence(record, event)]);

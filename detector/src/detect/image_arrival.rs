@@ -172,12 +172,8 @@ impl ImageArrivals {
             actor,
             container: None,
             file: Some(File {
-                path: top.path.clone(),
                 sha256: top.digest.strip_prefix("sha256:").map(str::to_owned),
-                size: None,
-                change: "added",
-                previous_sha256: None,
-                symlink: None,
+                ..File::named(&top.path, "added")
             }),
             manifest: None,
             evidence,

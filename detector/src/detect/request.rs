@@ -39,6 +39,12 @@ pub fn succeeded(event: &AuditEvent) -> bool {
     (200..300).contains(&event.code)
 }
 
+/// Whether the API server refused it: nobody was authenticated, or whoever was may not.
+#[must_use]
+pub fn refused(event: &AuditEvent) -> bool {
+    matches!(event.code, 401 | 403)
+}
+
 /// Whether it asks for a rehearsal.
 #[must_use]
 pub fn is_dry_run(event: &AuditEvent) -> bool {

@@ -155,14 +155,7 @@ impl SupplyChain {
         let title = format!("Program that is not of its image runs in {}: {path}", place(container));
         let mut finding = finding(record.time, severity, title, reasons, container, evidence(record, exec));
         finding.actor = Some(actor);
-        finding.file = Some(File {
-            path: exec.path.clone(),
-            sha256: None,
-            size: None,
-            change: "executed",
-            previous_sha256: None,
-            symlink: None,
-        });
+        finding.file = Some(File::named(&exec.path, "executed"));
         Some(finding)
     }
 

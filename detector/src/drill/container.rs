@@ -24,6 +24,17 @@ use crate::source::{self, proc};
 /// From the making of the cgroup to the start of what runs in it.
 const CREATED: std::time::Duration = std::time::Duration::from_millis(100);
 
+/// What the bundle of a container of the drills' pod says, as containerd writes it.
+pub fn annotations() -> serde_json::Value {
+    serde_json::json!({
+        "io.kubernetes.cri.container-type": "container",
+        "io.kubernetes.cri.container-name": "drill",
+        "io.kubernetes.cri.sandbox-namespace": "detector",
+        "io.kubernetes.cri.sandbox-name": "drill",
+        "io.kubernetes.cri.sandbox-uid": "drill",
+    })
+}
+
 /// A step of a drill.
 #[derive(Debug, Subcommand)]
 pub enum Step {

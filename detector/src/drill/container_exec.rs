@@ -4,7 +4,7 @@ use std::{process::ExitCode, time::Instant};
 
 use super::{
     agent::Agent,
-    container::{Container, THIS},
+    container::{self, Container, THIS},
     say, verdict,
 };
 use crate::cli::Source;
@@ -15,16 +15,7 @@ use crate::cli::Source;
 /// When containers cannot be made here, or the agent does not start.
 pub fn drill(source: &Source) -> anyhow::Result<ExitCode> {
     let mut agent = Agent::start(source)?;
-    let container = Container::start(
-        THIS.as_ref(),
-        &serde_json::json!({
-            "io.kubernetes.cri.container-type": "container",
-            "io.kubernetes.cri.container-name": "drill",
-            "io.kubernetes.cri.sandbox-namespace": "detector",
-            "io.kubernetes.cri.sandbox-name": "drill",
-            "io.kubernetes.cri.sandbox-uid": "drill",
-        }),
-    )?;
+    let container = Container::start(THIS.as_ref(), &container::annotations())?;
     println!("drill: made the container {} and enter it by its namespaces", &container.id[..12]);
     let since = Instant::now();
     let pid = container.enter(&[])?;

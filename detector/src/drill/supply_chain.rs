@@ -4,7 +4,7 @@ use std::{process::ExitCode, time::Instant};
 
 use super::{
     agent::Agent,
-    container::{Container, OBEYS, THIS},
+    container::{self, Container, OBEYS, THIS},
     say, verdict,
 };
 use crate::cli::Source;
@@ -19,17 +19,9 @@ const PLACES: [(&str, &str); 4] =
 /// When containers cannot be made here, or the agent does not start.
 pub fn drill(source: &Source) -> anyhow::Result<ExitCode> {
     let mut agent = Agent::start(source)?;
-    let mut container = Container::start(
-        THIS.as_ref(),
-        &serde_json::json!({
-            "io.kubernetes.cri.container-type": "container",
-            "io.kubernetes.cri.container-name": "drill",
-            "io.kubernetes.cri.sandbox-namespace": "detector",
-            "io.kubernetes.cri.sandbox-name": "drill",
-            "io.kubernetes.cri.sandbox-uid": "drill",
-            OBEYS: "",
-        }),
-    )?;
+    let mut annotations = container::annotations();
+    annotations[OBEYS] = "".into();
+    let mut container = Container::start(THIS.as_ref(), &annotations)?;
     println!("drill: made the container {}, which executes itself from elsewhere", &container.id[..12]);
     let (id, first) = (container.id.clone(), container.pid);
     let mut fine = true;

@@ -3,7 +3,7 @@
 //! Labels are bounded: names of hooks, kinds, techniques and severities are the agent's own, names of sinks and exceptions are the
 //! configuration's. Nothing that a container, a file or a process is called becomes one.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use super::{
     Snapshot,
@@ -156,7 +156,8 @@ fn kernel(text: &mut Text, snapshot: &Snapshot) {
 
 fn stream(text: &mut Text, snapshot: &Snapshot) {
     let counts = &snapshot.counts;
-    text.family(&RECORDS, counts.records.iter().map(|(kind, count)| ([*kind], *count)));
+    let records: BTreeMap<_, _> = counts.records.iter().collect();
+    text.family(&RECORDS, records.into_iter().map(|(kind, count)| ([*kind], *count)));
     text.one(&UNDECODABLE, snapshot.undecodable);
     for (metric, of) in [(&FINDINGS, &counts.findings), (&ALERTS, &counts.alerts)] {
         // From zero, as above.
@@ -233,7 +234,7 @@ const SEVERITIES: [Severity; 5] = [Severity::Info, Severity::Low, Severity::Medi
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::BTreeSet;
 
     use super::*;
     use crate::{monitor::HookShown, recorder::Progress, sink, source::kernel::Ring};

@@ -22,6 +22,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use rustc_hash::FxHashMap;
 
 use crate::{
     alert::{Alert, Severity},
@@ -43,8 +44,8 @@ const EVERY: Duration = Duration::from_secs(1);
 /// What the stream came to, counted as it passes.
 #[derive(Clone, Debug, Default)]
 pub struct Counts {
-    /// By the name of their kind.
-    pub records: BTreeMap<&'static str, u64>,
+    /// By the name of their kind; counted for every record, so not an ordered map.
+    pub records: FxHashMap<&'static str, u64>,
     /// By the technique's id, before anything is grouped or silenced.
     pub findings: BTreeMap<(&'static str, Severity), u64>,
     /// The same of what was given to the sinks.

@@ -77,14 +77,7 @@ pub fn changed(record: &Record, config: &PauseConfig, acts: &StoredActs, context
         reasons,
         actor,
         container: None,
-        file: is_file.then(|| File {
-            path: config.path.clone(),
-            sha256: None,
-            size: None,
-            change: "modified",
-            previous_sha256: None,
-            symlink: None,
-        }),
+        file: is_file.then(|| File::named(&config.path, "modified")),
         manifest: None,
         evidence,
     })

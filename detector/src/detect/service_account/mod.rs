@@ -130,14 +130,7 @@ impl ServiceAccount {
             reasons,
             actor: Some(actor),
             container: theft.container.clone(),
-            file: Some(File {
-                path: open.path.clone(),
-                sha256: None,
-                size: None,
-                change: "read",
-                previous_sha256: None,
-                symlink: None,
-            }),
+            file: Some(File::named(&open.path, "read")),
             manifest: None,
             evidence: vec![evidence],
         };

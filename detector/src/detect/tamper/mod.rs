@@ -3,7 +3,7 @@
 
 mod files;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 
 use detector_common::{self as wire, kind, object};
 
@@ -11,9 +11,9 @@ use crate::{
     alert::{Evidence, Origin, Severity},
     context::Context,
     decode::{Event, hook_name},
-    detect::{Detector, Finding, kinds, technique::DETECTOR_TAMPERING},
+    detect::{Detector, Finding, kinds, once::Lately, technique::DETECTOR_TAMPERING},
     escape::escape_to,
-    record::{Body, BootNs, Own, OwnRole, ProcessKey, Record, Start},
+    record::{Body, Own, OwnRole, ProcessKey, Record, Start},
 };
 
 /// A process that does the same again within this time, in ns, is the same alert.
@@ -28,8 +28,8 @@ pub struct Tamper {
     kubelets: BTreeSet<u32>,
     /// Hooks that see tracing are attached.
     sees_tracing: bool,
-    /// Who did what, and when last.
-    recent: VecDeque<(ProcessKey, u32, BootNs)>,
+    /// Who did what, lately.
+    recent: Lately<(ProcessKey, u32), MAX>,
 }
 
 impl Detector for Tamper {
@@ -168,15 +168,9 @@ impl Tamper {
         context: &Context,
     ) -> Option<Finding> {
         let key = ProcessKey::from_ns(header.tgid, header.start_ns);
-        self.recent.retain(|(.., last)| record.time.0.saturating_sub(last.0) < AGAIN_NS);
-        if let Some((.., last)) = self.recent.iter_mut().find(|(who, done, _)| (*who, *done) == (key, what)) {
-            *last = record.time;
+        if !self.recent.first((key, what), record.time, AGAIN_NS) {
             return None;
         }
-        if self.recent.len() >= MAX {
-            self.recent.pop_front();
-        }
-        self.recent.push_back((key, what, record.time));
         let container = actor.is_some_and(|actor| context.origin(actor).0 == Origin::Container);
         let mut reasons = vec![reason.to_owned()];
         if container {
