@@ -1,7 +1,8 @@
 //! The evasion suite: every way of changing a node's static pods, done for real beside one agent.
 //!
 //! `evasion [--flood FILE_EVENTS] [ARGUMENT OF detector run]...` prints a line of JSON for each case: detected and attributed to the process that
-//! did it, detected and unattributed, attributed to somebody else, or missed; and whether its benign twin stayed silent.
+//! did it, detected and unattributed, attributed to somebody else, or missed; and whether its benign twin stayed silent. What the flood
+//! repeats and is detected is a line for each act, with how often (`times`) and the longest wait.
 
 use std::{
     collections::BTreeMap,
@@ -22,6 +23,9 @@ use serde_json::{Value, json};
 const PATIENCE: Duration = Duration::from_secs(12);
 /// How long silence is listened to.
 const SILENCE: Duration = Duration::from_secs(3);
+
+/// The case that repeats others under a flood of events.
+const FLOOD: u32 = 24;
 
 const POD: &str =
     "apiVersion: v1\nkind: Pod\nmetadata:\n  name: web\nspec:\n  containers:\n  - name: web\n    image: web:1\n";
@@ -91,6 +95,10 @@ struct Suite {
     /// Security hooks are attached.
     sees_memory: bool,
     failed: bool,
+    /// The cases that failed it, as told at the end.
+    bad: Vec<String>,
+    /// Under the flood, by act: how often it was detected, and the longest that took, in ms.
+    detected: BTreeMap<String, (u32, u64)>,
 }
 
 /// A process that does not outlive the suite.
@@ -207,6 +215,8 @@ fn with_root(root: &Path, act: &Path, detector: &Path, args: &[OsString], events
         told_of_losses: false,
         sees_memory: security_hooks,
         failed: false,
+        bad: Vec::new(),
+        detected: BTreeMap::new(),
     };
 
     CASES.iter().filter(|case| !there_is(case.act)).for_each(no_such_call);
@@ -242,6 +252,9 @@ fn with_root(root: &Path, act: &Path, detector: &Path, args: &[OsString], events
     anyhow::ensure!(suite.agent.wait()?.success(), "the agent failed");
     let statistics = statistics.join().ok().flatten().context("the agent gave no statistics")?;
     suite.losses(&statistics["lost"], &statistics["skipped"])?;
+    for bad in &suite.bad {
+        eprintln!("{bad}");
+    }
     Ok(!suite.failed)
 }
 
@@ -275,6 +288,8 @@ fn denied(root: &Path, act: &Path, detector: &Path, args: &[OsString]) -> anyhow
         told_of_losses: false,
         sees_memory,
         failed: false,
+        bad: Vec::new(),
+        detected: BTreeMap::new(),
     };
     CASES.iter().filter(|case| !there_is(case.act)).for_each(no_such_call);
     for case in CASES.iter().filter(|case| there_is(case.act)) {
@@ -459,11 +474,19 @@ impl Suite {
             (Some(_), _) => "detected",
         };
         let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        if number == FLOOD && result == "detected" {
+            let (times, longest) = self.detected.entry(name.to_owned()).or_default();
+            (*times, *longest) = (*times + 1, ms.max(*longest));
+            return;
+        }
         println!("{}", json!({"case": number, "name": name, "result": result, "ms": ms}));
         if result == "misattributed" {
             eprintln!("case {number} {name}: by {pid:?}, alert {}", alert.unwrap_or(&Value::Null));
         }
-        self.failed |= matches!(result, "missed" | "misattributed");
+        if matches!(result, "missed" | "misattributed") {
+            self.bad.push(format!("case {number} {name} {result}"));
+            self.failed = true;
+        }
     }
 
     /// Case 10: a symbolic link, then an edit of what it leads to.
@@ -534,7 +557,7 @@ impl Suite {
                 let name = format!("{act}-{round}.yaml");
                 let pid = self.act(act, "flood", &name, POD)?;
                 let file = self.root.join("flood").join(&name);
-                self.expect(24, act, pid, &file, "added");
+                self.expect(FLOOD, act, pid, &file, "added");
             }
             round += 1;
             let mut ended = true;
@@ -544,6 +567,9 @@ impl Suite {
             if ended {
                 break;
             }
+        }
+        for (act, (times, ms)) in &self.detected {
+            println!("{}", json!({"case": FLOOD, "name": act, "result": "detected", "ms": ms, "times": times}));
         }
         fs::write(place.join("stop"), "")?;
         let mut forks = String::new();

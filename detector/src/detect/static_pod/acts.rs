@@ -123,10 +123,14 @@ impl Acts {
         self.opened.iter().chain(&self.recent)
     }
 
-    /// The act that explains the change best, of those since the old state was last seen.
+    /// The act that explains the change best, of those since the old state was last seen. What a file was moved or linked
+    /// to is the act of who did that, whatever was done to it before: its inode may have been another file's until then.
     pub fn behind(&self, change: &ManifestChange, found: BootNs) -> Option<&Act> {
+        let scored = |act| Some((self.score(act, change, found)?, act));
+        let arrived = self.all().rev().find(|act| brings(&act.what, change) && scored(act).is_some());
         self.all()
-            .filter_map(|act| Some((self.score(act, change, found)?, act)))
+            .filter(|act| arrived.is_none_or(|arrived| act.time >= arrived.time))
+            .filter_map(scored)
             .max_by_key(|(score, act)| (*score, act.time, act.seq))
             .map(|(_, act)| act)
     }
@@ -226,6 +230,18 @@ fn explains(what: &What, change: &ManifestChange) -> Option<Score> {
         What::Mount { onto } => Some(if onto == dir_name { 42 } else { 40 }),
         What::IoUring => Some(30),
         _ => None,
+    }
+}
+
+/// Whether the act gave a file the name that changed, in its directory: a rename, a link.
+fn brings(what: &What, change: &ManifestChange) -> bool {
+    let new = |dir: Option<InodeKey>, name: &str| {
+        !change.name.is_empty() && name == change.name && dir.is_some() && dir == change.dir_inode
+    };
+    match what {
+        What::Path { inode, names, .. } => new(*inode, &names[1]),
+        What::Entry { dirs, names, .. } => new(Some(dirs[1]), &names[1]),
+        _ => false,
     }
 }
 

@@ -104,6 +104,23 @@ fn a_rename_into_the_directory_is_the_renamers() {
 }
 
 #[test]
+fn who_linked_a_file_is_named_although_its_inode_was_another_files_a_moment_ago() {
+    let (mut stream, since) = with_writer();
+    let before = Actor::host(70, 95);
+    stream.kernel(testing::open(before, FILE, DIR, "/manifests/other.yaml"));
+    stream.kernel(testing::change(before, FILE, detector_common::watch::FILE));
+    stream.kernel(testing::rename(writer(), Some(DIR), "/tmp/.x", "/manifests/web.yaml"));
+    stream.push(Body::Manifest(Box::new(manifest(ChangeKind::Added, Some(POD), since))));
+    assert_eq!(only(&stream).process.unwrap().pid, 60);
+    // The twin: what is done to the file once it has its name.
+    let (mut stream, since) = with_writer();
+    stream.kernel(testing::rename(before, Some(DIR), "/tmp/.x", "/manifests/web.yaml"));
+    stream.kernel(testing::open(writer(), FILE, DIR, "/manifests/web.yaml"));
+    stream.push(Body::Manifest(Box::new(manifest(ChangeKind::Added, Some(POD), since))));
+    assert_eq!(only(&stream).process.unwrap().pid, 60);
+}
+
+#[test]
 fn an_effect_without_an_act_is_unattributed_and_worse() {
     let (mut stream, since) = with_writer();
     stream.push(Body::Manifest(Box::new(manifest(ChangeKind::Added, Some(POD), since))));
