@@ -36,7 +36,7 @@ pub fn deb(options: &Options) -> anyhow::Result<()> {
     let manual = root().join("target/man");
     man::generate(&manual)?;
     let package = Package {
-        program: crate::build_static(options.arch, &[])?.join("detector"),
+        program: crate::build_static(options.arch)?.join("detector"),
         manual,
         arch: options.arch,
         maintainer: &options.maintainer,

@@ -45,7 +45,7 @@ pub fn image(options: &Options) -> anyhow::Result<()> {
 /// # Errors
 /// When it cannot be built or written.
 pub fn make(arch: Arch, name: &str, archive: &Path) -> anyhow::Result<Image> {
-    let program = crate::build_static(arch, &[])?.join("detector");
+    let program = crate::build_static(arch)?.join("detector");
     let content = fs::read(&program).with_context(|| program.display().to_string())?;
     oci::pack(
         archive,

@@ -144,8 +144,9 @@ fn build_as(profile: &str) -> anyhow::Result<PathBuf> {
     Ok(target.join(profile).join("detector"))
 }
 
-/// Builds the statically linked release agent, and what else the arguments say; returns the directory of programs.
-fn build_static(arch: vm::Arch, also: &[&str]) -> anyhow::Result<PathBuf> {
+/// Builds the statically linked release agent, and what goes into a machine with it: what is tried there is what is shipped, and it is
+/// built once. Returns the directory of programs.
+fn build_static(arch: vm::Arch) -> anyhow::Result<PathBuf> {
     setup::setup(&[])?;
     setup::standard_library(arch.target())?;
     let compiler = setup::static_compiler(arch.target())?;
@@ -153,8 +154,7 @@ fn build_static(arch: vm::Arch, also: &[&str]) -> anyhow::Result<PathBuf> {
     let target = root().join("target/static");
     check(
         cargo()
-            .args(["build", "--quiet", "--release", "--package", "detector"])
-            .args(also)
+            .args(["build", "--quiet", "--release", "--package", "detector", "--package", "xtask", "--bins", "--examples"])
             .args(["--target", arch.target(), "--target-dir"])
             .arg(&target)
             .envs(compiler)

@@ -218,7 +218,7 @@ impl Outcome {
 
 /// The statically linked agent and suite, as an initial file system in `place`.
 fn initrd(arch: Arch, place: &Path) -> anyhow::Result<()> {
-    let built = crate::build_static(arch, &["--package", "xtask", "--bins", "--examples"])?;
+    let built = crate::build_static(arch)?;
     let tree = place.join("root");
     if tree.exists() {
         fs::remove_dir_all(&tree)?;
