@@ -63,6 +63,9 @@ enum Task {
     /// An act of a node's scenario that is a system call
     #[command(hide = true)]
     NodeAct { what: node::act::What, pid: u32 },
+    /// Fetch and build what the node and the machines of the tests need
+    #[command(hide = true)]
+    Prepare,
     /// What upgrades static pods on a benign day
     #[command(hide = true)]
     NodeUpgrade { manifests: PathBuf, work: PathBuf, version: String },
@@ -92,6 +95,7 @@ fn main() -> ExitCode {
         Task::Manifests => manifests::manifests(),
         Task::Node(options) => node::node(&options),
         Task::NodeAct { what, pid } => node::act::act(what, pid),
+        Task::Prepare => node::prepare().and_then(|()| vm::prepare_some()),
         Task::NodeUpgrade { manifests, work, version } => node::upgrade(&manifests, &work, &version),
         Task::Loop { what, count, dir, samples } => bench::loops::run(what, count, &dir, samples),
     };
@@ -154,7 +158,17 @@ fn build_static(arch: vm::Arch) -> anyhow::Result<PathBuf> {
     let target = root().join("target/static");
     check(
         cargo()
-            .args(["build", "--quiet", "--release", "--package", "detector", "--package", "xtask", "--bins", "--examples"])
+            .args([
+                "build",
+                "--quiet",
+                "--release",
+                "--package",
+                "detector",
+                "--package",
+                "xtask",
+                "--bins",
+                "--examples",
+            ])
             .args(["--target", arch.target(), "--target-dir"])
             .arg(&target)
             .envs(compiler)

@@ -297,7 +297,7 @@ pub(super) mod tests {
             fs::create_dir_all(dir.join("ns")).unwrap();
             symlink(exe, dir.join("exe")).unwrap();
             symlink(self.root(), dir.join("root")).unwrap();
-            symlink("/work", dir.join("cwd")).unwrap();
+            symlink("/srv", dir.join("cwd")).unwrap();
             symlink("mnt:[1]", dir.join("ns/mnt")).unwrap();
             fs::copy("/proc/self/mountinfo", dir.join("mountinfo")).unwrap();
             fs::write(dir.join("cmdline"), args.join("\0") + "\0").unwrap();
@@ -346,7 +346,7 @@ pub(super) mod tests {
         let node = Node::new();
         node.file("/c", "staticPodPath: /one");
         node.process(7, "/usr/bin/kubelet", &["kubelet", "--pod_manifest_path", "four", "--config=/c"]);
-        assert_eq!(node.only(), ("/work/four".to_owned(), WatchReason::KubeletFlag));
+        assert_eq!(node.only(), ("/srv/four".to_owned(), WatchReason::KubeletFlag));
     }
 
     #[test]

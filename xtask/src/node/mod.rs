@@ -84,6 +84,14 @@ impl Options {
     }
 }
 
+/// Fetches and builds what a node with an API server is made of, unless it is there.
+///
+/// # Errors
+/// When something cannot be had here, with what to type.
+pub fn prepare() -> anyhow::Result<()> {
+    tools::tools(true).map(|_| ())
+}
+
 /// Set when a signal ends the run: what fails then fails because of it.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 

@@ -181,6 +181,14 @@ fn prepare(wanted: &[Wanted]) -> anyhow::Result<(Vec<Kernel>, PathBuf)> {
     Ok((kernels, place))
 }
 
+/// Fetches and builds what `cargo xtask test` boots, unless it is there.
+///
+/// # Errors
+/// When something cannot be had here.
+pub fn prepare_some() -> anyhow::Result<()> {
+    prepare(&SOME.map(|series| Wanted { series: series.to_owned(), arch: Arch::Amd64 })).map(|_| ())
+}
+
 /// Measures instructions on one kernel: `cargo xtask bench --vm`.
 ///
 /// # Errors

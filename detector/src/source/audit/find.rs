@@ -74,7 +74,7 @@ mod tests {
         let dir = proc.path().join("7");
         fs::create_dir(&dir).unwrap();
         symlink(exe, dir.join("exe")).unwrap();
-        symlink("/work", dir.join("cwd")).unwrap();
+        symlink("/srv", dir.join("cwd")).unwrap();
         let cmdline: String = arguments.iter().map(|argument| format!("{argument}\0")).collect();
         fs::write(dir.join("cmdline"), cmdline).unwrap();
         let found = logs(proc.path());
@@ -92,7 +92,7 @@ mod tests {
             ),
             ("/usr/bin/kube-apiserver (deleted)", &["x", "--audit-log-path", "/a.log", "--v=2"], Some("/a.log")),
             ("/usr/bin/kube-apiserver", &["kube-apiserver", "--audit-log-path=/a", "--audit_log_path=/b"], Some("/b")),
-            ("/usr/bin/kube-apiserver", &["kube-apiserver", "--audit-log-path=a.log"], Some("/work/a.log")),
+            ("/usr/bin/kube-apiserver", &["kube-apiserver", "--audit-log-path=a.log"], Some("/srv/a.log")),
             ("/usr/bin/kube-apiserver", &["kube-apiserver", "--audit-log-path=-"], None),
             ("/usr/bin/kube-apiserver", &["kube-apiserver", "--audit-log-path"], None),
             ("/usr/bin/kube-apiserver", &["kube-apiserver"], None),
