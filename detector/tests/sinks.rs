@@ -10,6 +10,7 @@ use std::{
     ops::Range,
     os::unix::net::UnixDatagram,
     path::Path,
+    process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -19,7 +20,7 @@ use detector::{
     detect::technique,
     sink::{Sinks, Spec, State},
 };
-use receivers::{Http, Rsyslog, certificates, wait_for};
+use receivers::{Demanding, Http, Rsyslog, certificates, wait_for};
 use serde_json::Value;
 
 /// What an attacker may choose, in every alert.
@@ -150,6 +151,46 @@ fn a_tls_server_that_the_authority_did_not_sign_gets_nothing() {
     assert!(rsyslog.messages("tls", 0).is_empty());
 }
 
+/// Under TLS 1.3 the refusal comes after our side of the handshake is over and alerts were sent.
+#[test]
+fn a_tls_server_that_refuses_our_certificate_is_away_until_we_show_one_that_it_takes() {
+    const CHILD: &str = "DETECTOR_TEST_REFUSED";
+    if let Ok(spec) = std::env::var(CHILD) {
+        let mut sinks = start(&[&spec], None);
+        send(&mut sinks, 0..3);
+        let _ = std::io::read_to_string(std::io::stdin());
+        assert_eq!(sinks.states()[0].delivered, 0);
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    certificates(dir.path());
+    let server = Demanding::start(dir.path());
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    let spec = format!("syslog+tls://localhost:{}?ca={}&spool={}", server.port, at("ca.pem"), at("spool"));
+    let mut test = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "a_tls_server_that_refuses_our_certificate_is_away_until_we_show_one_that_it_takes"])
+        .arg("--nocapture")
+        .env(CHILD, &spec)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_for("refusals", || server.refused() == 4);
+    drop(test.stdin.take());
+    let output = test.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    // It was away all the time, and was asked after longer and longer times: only a receiver that is back begins them anew.
+    assert_eq!((said.matches("degraded: sink").count(), said.matches("delivers again").count()), (1, 0), "{said}");
+    assert!(said.contains("CertificateRequired"), "{said}");
+    assert_eq!(server.text(), "");
+    let sinks = start(&[&format!("{spec}&cert={}&key={}", at("client.pem"), at("client.key"))], None);
+    assert_eq!(sinks.states()[0].found, 3);
+    wait_for("delivery", || sinks.states()[0].delivered == 3);
+    assert!((0..3).all(|number| server.text().contains(&format!("\"title\":\"alert {number}\""))));
+}
+
 #[test]
 fn ten_thousand_alerts_in_a_second_reach_a_local_rsyslog() {
     let dir = tempfile::tempdir().unwrap();
@@ -230,7 +271,7 @@ fn a_killed_agent_leaves_its_alerts_to_the_next() {
     }
     let dir = tempfile::tempdir().unwrap();
     let port = receivers::free_port();
-    let test = std::process::Command::new(std::env::current_exe().unwrap())
+    let test = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "a_killed_agent_leaves_its_alerts_to_the_next"])
         .env(CHILD, format!("{port} {}", dir.path().display()))
         .output()

@@ -2,6 +2,7 @@
 
 use std::{fs, io, sync::Arc, time::Duration};
 
+use jiff::{Timestamp, fmt::rfc2822};
 use ureq::tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig};
 
 use super::{
@@ -15,6 +16,8 @@ use super::{
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Most bytes of an answer that are read.
 const ANSWER: u64 = 64 << 10;
+/// Longest that a receiver is left alone because it asks for it: an alert that comes in a day is none.
+const LONGEST: Duration = Duration::from_secs(300);
 /// Log records of one OTLP request.
 const RECORDS: usize = 256;
 
@@ -92,6 +95,7 @@ impl Peer for Client {
         let mut response = request.send(&body[..]).map_err(io::Error::other)?;
         // Read to its end, so that the connection is used again.
         let status = response.status().as_u16();
+        let wait = response.headers().get("retry-after").and_then(|value| retry_after(value.to_str().ok()?, Timestamp::now()));
         let answer = response.body_mut().with_config().limit(ANSWER).read_to_vec().unwrap_or_default();
         match status {
             200..=299 => match self.to.body {
@@ -102,7 +106,13 @@ impl Peer for Client {
             },
             // Only these say that it is the alert; everything else may be mended where it is received.
             400 | 413 | 422 => Err(Trouble::Refused(format!("{status} {}", String::from_utf8_lossy(&answer)))),
-            _ => Err(Trouble::Away(io::Error::other(format!("the receiver answers {}", response.status())))),
+            _ => {
+                let error = io::Error::other(format!("the receiver answers {}", response.status()));
+                Err(match wait {
+                    Some(wait) => Trouble::Busy(error, wait),
+                    None => Trouble::Away(error),
+                })
+            }
         }
     }
 
@@ -114,5 +124,40 @@ impl Peer for Client {
 
     fn close(&mut self) -> bool {
         true
+    }
+}
+
+/// How long `Retry-After` asks to wait: seconds, or a date (RFC 9110). Bounded, since it comes from outside.
+fn retry_after(value: &str, now: Timestamp) -> Option<Duration> {
+    let value = value.trim();
+    let seconds = match value.parse() {
+        Ok(seconds) => seconds,
+        Err(_) => u64::try_from(rfc2822::parse(value).ok()?.timestamp().as_second() - now.as_second()).unwrap_or(0),
+    };
+    Some(Duration::from_secs(seconds).min(LONGEST))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date_and_bounded() {
+        let now = "2026-11-24T23:09:41.9Z".parse().unwrap();
+        for (value, seconds) in [
+            ("0", Some(0)),
+            (" 120 ", Some(120)),
+            ("Tue, 24 Nov 2026 23:10:11 GMT", Some(30)),
+            // It has passed.
+            ("Tue, 24 Nov 2026 23:09:00 GMT", Some(0)),
+            ("18446744073709551615", Some(300)),
+            ("Tue, 24 Nov 9000 23:10:11 GMT", Some(300)),
+            ("99999999999999999999", None),
+            ("-1", None),
+            ("soon", None),
+            ("", None),
+        ] {
+            assert_eq!(retry_after(value, now), seconds.map(Duration::from_secs), "{value}");
+        }
     }
 }

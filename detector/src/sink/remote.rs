@@ -49,6 +49,8 @@ pub(super) trait Peer: Send {
 pub(super) enum Trouble {
     /// The receiver is away, busy or unwilling for now.
     Away(io::Error),
+    /// The same, and it says how long it wants to be left alone.
+    Busy(io::Error, Duration),
     /// It will never take these messages.
     Refused(String),
     /// It took them but for so many.
@@ -125,6 +127,8 @@ pub(super) struct Delivery {
     backoff: Backoff,
     /// Sent and still doubtful: up to where, bytes sent by then, and when.
     doubtful: VecDeque<(Mark, u64, Instant)>,
+    /// When it was last looked whether what is doubtful arrived.
+    looked: Instant,
     /// Since when the receiver is away.
     away: Option<Instant>,
     /// A message of the last sending was refused: they go one by one.
@@ -135,8 +139,8 @@ pub(super) struct Delivery {
 
 impl Delivery {
     pub fn new(peer: Box<dyn Peer>, shared: Arc<Shared>, counts: Arc<Counts>, name: String) -> Self {
-        let (backoff, doubtful) = (Backoff::default(), VecDeque::new());
-        Self { peer, shared, counts, name, backoff, doubtful, away: None, singly: 0, refused: false }
+        let (backoff, doubtful, looked) = (Backoff::default(), VecDeque::new(), Instant::now());
+        Self { peer, shared, counts, name, backoff, doubtful, looked, away: None, singly: 0, refused: false }
     }
 
     /// Delivers until everything is delivered after the queue's end, or the grace is over.
@@ -144,7 +148,7 @@ impl Delivery {
         let mut written_down = Instant::now();
         loop {
             if let Err(error) = self.settle() {
-                self.fail(&error);
+                self.fail(&error, Duration::ZERO);
             }
             let shared = Arc::clone(&self.shared);
             let mut state = shared.lock();
@@ -172,8 +176,12 @@ impl Delivery {
             if messages.is_empty() {
                 continue;
             }
-            match self.peer.send(&messages) {
-                Ok(()) => self.took(mark),
+            let result = self.peer.send(&messages).and_then(|()| Ok(self.took(mark)?));
+            if !matches!(result, Err(Trouble::Away(_) | Trouble::Busy(..))) {
+                self.singly = self.singly.saturating_sub(1);
+            }
+            match result {
+                Ok(()) => {}
                 Err(Trouble::Partly(refused, why)) => {
                     self.well();
                     self.settle_all(mark, refused);
@@ -189,21 +197,17 @@ impl Delivery {
                     self.singly = u32::try_from(messages.len()).unwrap_or(u32::MAX);
                     self.rewind();
                 }
-                Err(Trouble::Away(error)) => {
-                    self.fail(&error);
-                    if self.shared.lock().closing.is_some() {
-                        break;
-                    }
-                }
+                Err(Trouble::Away(error)) if self.fail(&error, Duration::ZERO) => break,
+                Err(Trouble::Busy(error, wait)) if self.fail(&error, wait) => break,
+                Err(Trouble::Away(_) | Trouble::Busy(..)) => {}
             }
         }
         self.end();
     }
 
-    /// The receiver is there.
+    /// The receiver has shown that it takes what it is sent.
     fn well(&mut self) {
         self.backoff.reset();
-        self.singly = self.singly.saturating_sub(1);
         if let Some(away) = self.away.take() {
             eprintln!("sink {}: delivers again after {:.0} s", self.name, away.elapsed().as_secs_f64());
         }
@@ -217,15 +221,16 @@ impl Delivery {
         self.counts.lose(&self.name, count, Loss::Refused);
     }
 
-    fn took(&mut self, mark: Mark) {
-        self.well();
+    /// Everything up to the mark was sent.
+    fn took(&mut self, mark: Mark) -> io::Result<()> {
         if self.peer.settles().is_zero() {
+            self.well();
             self.settle_all(mark, 0);
         } else {
-            // Bytes that cannot be told yet are asked for again in `settle`.
-            let sent = self.peer.sent().map_or(u64::MAX, |(sent, _)| sent);
+            let (sent, _) = self.peer.sent()?;
             self.doubtful.push_back((mark, sent, Instant::now()));
         }
+        Ok(())
     }
 
     /// Everything up to the mark is done, of which so many were not delivered.
@@ -237,15 +242,18 @@ impl Delivery {
         self.counts.wait(state.spool.waiting(), state.spool.bytes());
     }
 
-    /// Forgets what the receiver has taken.
+    /// Forgets what the receiver has taken, which is its proof that it is there: a connection that was made is none. Under TLS 1.3
+    /// a server refuses our certificate after we have sent.
     fn settle(&mut self) -> io::Result<()> {
-        let settles = self.peer.settles();
-        if self.doubtful.front().is_none_or(|(_, _, when)| when.elapsed() < settles) {
+        if self.doubtful.is_empty() || self.looked.elapsed() < TICK {
             return Ok(());
         }
+        self.looked = Instant::now();
+        let settles = self.peer.settles();
         let (_, arrived) = self.peer.sent()?;
         let certain = self.doubtful.iter().take_while(|(_, sent, when)| *sent <= arrived && when.elapsed() >= settles);
         if let Some((mark, ..)) = certain.last().copied() {
+            self.well();
             self.settle_all(mark, 0);
         }
         Ok(())
@@ -256,15 +264,16 @@ impl Delivery {
         self.shared.lock().spool.rewind();
     }
 
-    /// The receiver is away: what is doubtful is sent again, after a while.
-    fn fail(&mut self, error: &io::Error) {
+    /// The receiver is away: what is doubtful is sent again, after a while and no sooner than it said. True when the queue has ended,
+    /// and with it the time for that.
+    fn fail(&mut self, error: &io::Error, said: Duration) -> bool {
         self.peer.abort();
         self.rewind();
         if self.away.is_none() {
             self.away = Some(Instant::now());
             eprintln!("degraded: sink {}: {error}; alerts wait and are delivered later", self.name);
         }
-        let until = Instant::now() + self.backoff.fail(fastrand::f64());
+        let until = Instant::now() + self.backoff.fail(fastrand::f64()).max(said);
         let mut state = self.shared.lock();
         while state.closing.is_none() {
             let left = until.saturating_duration_since(Instant::now());
@@ -273,6 +282,7 @@ impl Delivery {
             }
             state = self.shared.wait(state, left);
         }
+        state.closing.is_some()
     }
 
     fn end(&mut self) {

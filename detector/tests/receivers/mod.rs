@@ -239,6 +239,69 @@ async fn answer(request: Request<Incoming>, log: Arc<Mutex<Log>>) -> Result<Resp
     Ok(response)
 }
 
+/// A server that wants a client certificate of the authority.
+fn demanding(dir: &Path) -> Arc<ServerConfig> {
+    let read = |name: &str| fs::read(dir.join(name)).unwrap();
+    let provider = Arc::new(ring::default_provider());
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(&read("ca.pem")).unwrap()).unwrap();
+    let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build().unwrap();
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_client_cert_verifier(clients)
+        .with_single_cert(
+            vec![CertificateDer::from_pem_slice(&read("server.pem")).unwrap()],
+            PrivateKeyDer::from_pem_slice(&read("server.key")).unwrap(),
+        )
+        .unwrap();
+    Arc::new(config)
+}
+
+/// A syslog server over TLS 1.3 that wants a client certificate of the authority: what it was sent, and how many it refused.
+pub struct Demanding {
+    pub port: u16,
+    log: Arc<Mutex<(String, usize)>>,
+}
+
+impl Demanding {
+    pub fn start(dir: &Path) -> Self {
+        let config = demanding(dir);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let log = Arc::<Mutex<(String, usize)>>::default();
+        let shared = Arc::clone(&log);
+        thread::spawn(move || {
+            for socket in listener.incoming() {
+                let mut tls = StreamOwned::new(ServerConnection::new(Arc::clone(&config)).unwrap(), socket.unwrap());
+                let mut buffer = [0; 4096];
+                loop {
+                    match tls.read(&mut buffer) {
+                        Ok(0) => break,
+                        Ok(length) => shared.lock().unwrap().0.push_str(&String::from_utf8_lossy(&buffer[..length])),
+                        Err(_) => {
+                            shared.lock().unwrap().1 += 1;
+                            // Closed in good order, so that why arrives.
+                            let _ = tls.sock.shutdown(std::net::Shutdown::Write);
+                            let _ = std::io::copy(&mut tls.sock, &mut std::io::sink());
+                            break;
+                        }
+                    }
+                }
+            }
+        });
+        Self { port, log }
+    }
+
+    pub fn refused(&self) -> usize {
+        self.log.lock().unwrap().1
+    }
+
+    pub fn text(&self) -> String {
+        self.log.lock().unwrap().0.clone()
+    }
+}
+
 /// A server that wants a client certificate of the authority and answers 200 to one request a connection.
 pub struct Https {
     pub port: u16,
@@ -246,22 +309,7 @@ pub struct Https {
 
 impl Https {
     pub fn start(dir: &Path) -> Self {
-        let read = |name: &str| fs::read(dir.join(name)).unwrap();
-        let provider = Arc::new(ring::default_provider());
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(&read("ca.pem")).unwrap()).unwrap();
-        let clients =
-            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build().unwrap();
-        let config = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_client_cert_verifier(clients)
-            .with_single_cert(
-                vec![CertificateDer::from_pem_slice(&read("server.pem")).unwrap()],
-                PrivateKeyDer::from_pem_slice(&read("server.key")).unwrap(),
-            )
-            .unwrap();
-        let config = Arc::new(config);
+        let config = demanding(dir);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         thread::spawn(move || {
