@@ -1,6 +1,8 @@
 //! Sinks against real receivers: rsyslog, an HTTP server, sockets. They drive the sinks, not the agent, and need no root.
 #![expect(clippy::unwrap_used, reason = "a test helper that fails ends its test")]
 
+#[path = "sinks/otlp.rs"]
+mod otlp;
 mod receivers;
 
 use std::{
@@ -297,7 +299,7 @@ fn a_webhook_and_an_otlp_receiver_get_json_with_the_headers_that_were_given() {
     let mut sinks = start(
         &[
             &format!("webhook+http://127.0.0.1:{port}/one?header=X-Cluster:%20a%2Bb&header_file={}", token.display()),
-            &format!("webhook+http://127.0.0.1:{port}/many?batch=100&format=falco&query=a%3Db"),
+            &format!("webhook+http://127.0.0.1:{port}/many?batch=100&format=ocsf&query=a%3Db"),
             &format!("otlp+http://127.0.0.1:{port}"),
         ],
         None,
@@ -316,7 +318,8 @@ fn a_webhook_and_an_otlp_receiver_get_json_with_the_headers_that_were_given() {
     assert_eq!(one[0].headers["authorization"], "Bearer s3cret");
     assert_eq!(one[0].headers["content-type"], "application/json");
     let many: Vec<_> = of("/many?a=b").iter().flat_map(|request| request.body.as_array().unwrap().clone()).collect();
-    let outputs: Vec<_> = many.iter().map(|event| event["output"].as_str().unwrap().to_owned()).collect();
+    let title = |event: &Value| event.pointer("/finding_info/title").and_then(Value::as_str).unwrap().to_owned();
+    let outputs: Vec<_> = many.iter().map(title).collect();
     assert_eq!(outputs, (0..300).map(|number| format!("alert {number}")).collect::<Vec<_>>());
     assert!(of("/many?a=b").len() < 300);
     let logs: Vec<_> =

@@ -243,7 +243,13 @@ impl FromStr for Spec {
                     HttpBody::Otlp
                 } else {
                     let batch = given.number("batch", 1..=1000)?.unwrap_or(1);
-                    HttpBody::Webhook { form: given.form()?, batch: usize::try_from(batch).unwrap_or(1) }
+                    let form = given.form()?;
+                    if form == Form::Falco && batch > 1 {
+                        return Err(fail(
+                            "falcosidekick takes one event a request: leave `batch` out, or take another format",
+                        ));
+                    }
+                    HttpBody::Webhook { form, batch: usize::try_from(batch).unwrap_or(1) }
                 };
                 remote(To::Http(request(url.clone(), body, &mut given)?), &mut given)?
             }
@@ -524,6 +530,7 @@ mod tests {
             ("file:///x?rotat=1MiB", "has no parameter `rotat`; there are format, rotate, keep"),
             ("file:///x?rotate=1", "`rotate=1`: not a size from 4.0 KiB"),
             ("file:///x?format=pretty", "there are json, ocsf and falco"),
+            ("webhook+http://h/?format=falco&batch=2", "one event a request"),
             ("file:///x?keep=1&keep=2", "`keep` is given twice"),
             ("syslog+tls://h", "needs ?ca=FILE"),
             ("syslog+tls://h?ca=/a&cert=/b", "needs both cert=FILE and key=FILE"),

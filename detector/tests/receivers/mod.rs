@@ -1,7 +1,7 @@
 //! Real receivers of alerts: rsyslog with a configuration of its own, and HTTP servers.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     fs,
     io::{Read as _, Write as _},
     net::{TcpListener, UdpSocket},
@@ -161,7 +161,11 @@ pub struct Taken {
     pub path: String,
     pub headers: BTreeMap<String, String>,
     pub body: Value,
+    pub when: Instant,
 }
+
+/// What a server is to answer to one request: status, `Retry-After`, body.
+pub type Answer = (u16, Option<&'static str>, &'static str);
 
 #[derive(Default)]
 struct Log {
@@ -170,6 +174,10 @@ struct Log {
     fails: u32,
     /// The alert that is refused for good.
     refused: Option<u64>,
+    /// What the next requests are answered, before all that.
+    answers: VecDeque<Answer>,
+    /// Requests that were answered so, whatever the status.
+    answered: Vec<Taken>,
 }
 
 /// An HTTP/1.1 server.
@@ -208,6 +216,14 @@ impl Http {
         (log.fails, log.refused) = (fails, refused);
     }
 
+    pub fn answers(&self, answers: &[Answer]) {
+        self.log.lock().unwrap().answers.extend(answers);
+    }
+
+    pub fn answered(&self) -> Vec<Taken> {
+        self.log.lock().unwrap().answered.clone()
+    }
+
     pub fn requests(&self) -> Vec<Taken> {
         self.log.lock().unwrap().taken.clone()
     }
@@ -225,13 +241,22 @@ async fn answer(request: Request<Incoming>, log: Arc<Mutex<Log>>) -> Result<Resp
     let body = request.into_body().collect().await?.to_bytes();
     let body: Value = serde_json::from_slice(&body).unwrap();
     let mut log = log.lock().unwrap();
+    let taken = Taken { path, headers, body, when: Instant::now() };
+    if let Some((status, wait, body)) = log.answers.pop_front() {
+        log.answered.push(taken);
+        let mut response = Response::builder().status(status).header("content-type", "application/json");
+        if let Some(wait) = wait {
+            response = response.header("retry-after", wait);
+        }
+        return Ok(response.body(Full::new(Bytes::from_static(body.as_bytes()))).unwrap());
+    }
     let status = if log.fails > 0 {
         log.fails -= 1;
         StatusCode::SERVICE_UNAVAILABLE
-    } else if log.refused.is_some_and(|number| body.to_string().contains(&format!("\"title\":\"alert {number}\""))) {
+    } else if log.refused.is_some_and(|number| taken.body.to_string().contains(&format!("\"alert {number}\""))) {
         StatusCode::BAD_REQUEST
     } else {
-        log.taken.push(Taken { path, headers, body });
+        log.taken.push(taken);
         StatusCode::OK
     };
     let mut response = Response::new(Full::new(Bytes::from_static(b"{}")));

@@ -18,7 +18,6 @@ pub fn render(alert: &Alert) -> Value {
         Severity::Critical => 21,
     };
     let mut attributes = vec![
-        text("event.name", "detector.alert"),
         text("detector.uid", &uid(alert)),
         text("detector.technique", alert.technique.id),
         text("detector.attack", &alert.technique.attack.join(",")),
@@ -65,6 +64,7 @@ pub fn render(alert: &Alert) -> Value {
                 "observedTimeUnixNano": when,
                 "severityNumber": number,
                 "severityText": word(alert.severity),
+                "eventName": "detector.alert",
                 "body": {"stringValue": alert.title},
                 "attributes": attributes,
             }],
@@ -92,28 +92,101 @@ fn text(key: &str, value: &str) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use opentelemetry_proto::tonic::{
+        collector::logs::v1::ExportLogsServiceRequest,
+        common::v1::{AnyValue, KeyValue, any_value::Value as Any},
+        logs::v1::{LogRecord, SeverityNumber},
+    };
+
     use super::*;
     use crate::sink::format::tests::{HOSTILE, alert, bare};
 
+    /// A request as OpenTelemetry's own types read it.
+    fn request(alerts: &[Alert]) -> ExportLogsServiceRequest {
+        let elements: Vec<_> = alerts.iter().map(|alert| render(alert).to_string()).collect();
+        let sent = format!("{OPEN}{}{CLOSE}", elements.join(","));
+        let request: ExportLogsServiceRequest = serde_json::from_str(&sent).unwrap();
+        // They pass over what they do not know: nothing of ours is.
+        assert_contains(&serde_json::to_value(&request).unwrap(), &serde_json::from_str(&sent).unwrap(), "");
+        request
+    }
+
+    /// Whatever was sent is in what was read, under the same name.
+    fn assert_contains(read: &Value, sent: &Value, at: &str) {
+        match (read, sent) {
+            (Value::Object(read), Value::Object(sent)) => sent.iter().for_each(|(name, sent)| {
+                let at = format!("{at}/{name}");
+                assert_contains(read.get(name).unwrap_or_else(|| panic!("{at} is not known")), sent, &at);
+            }),
+            (Value::Array(read), Value::Array(sent)) => {
+                assert_eq!(read.len(), sent.len(), "{at}");
+                read.iter().zip(sent).for_each(|(read, sent)| assert_contains(read, sent, at));
+            }
+            _ => assert_eq!(read, sent, "{at}"),
+        }
+    }
+
+    fn record(request: &ExportLogsServiceRequest, at: usize) -> &LogRecord {
+        let [scope] = &request.resource_logs[at].scope_logs[..] else { panic!("{request:?}") };
+        let [record] = &scope.log_records[..] else { panic!("{scope:?}") };
+        record
+    }
+
+    fn of<'a>(attributes: &'a [KeyValue], key: &str) -> Option<&'a Any> {
+        attributes.iter().find(|attribute| attribute.key == key)?.value.as_ref()?.value.as_ref()
+    }
+
     #[test]
-    fn a_log_record_has_time_severity_body_and_attributes_as_protobuf_json_has_them() {
-        let request: Value =
-            serde_json::from_str(&format!("{OPEN}{},{}{CLOSE}", render(&alert()), render(&bare()))).unwrap();
-        assert_eq!(request["resourceLogs"].as_array().unwrap().len(), 2);
-        let record = request.pointer("/resourceLogs/0/scopeLogs/0/logRecords/0").unwrap();
-        assert_eq!(record["timeUnixNano"], "1795561781258471274");
-        assert_eq!(record["severityNumber"], 17);
-        assert!(record["body"]["stringValue"].as_str().unwrap().starts_with("Static pod"));
-        let value = |key: &str| {
-            let attributes = record["attributes"].as_array().unwrap();
-            attributes.iter().find(|attribute| attribute["key"] == key).map(|attribute| attribute["value"].clone())
-        };
-        assert_eq!(value("process.pid"), Some(json!({"intValue": "4711"})));
-        assert_eq!(value("file.path"), Some(json!({"stringValue": HOSTILE})));
-        assert_eq!(value("k8s.pod.name"), Some(json!({"stringValue": "web"})));
-        let whole = value("detector.alert").unwrap();
-        let whole: Value = serde_json::from_str(whole["stringValue"].as_str().unwrap()).unwrap();
+    fn opentelemetrys_own_types_read_resource_scope_and_record() {
+        let request = request(&[alert(), bare()]);
+        assert_eq!(request.resource_logs.len(), 2);
+        let text = |text: &str| Any::StringValue(text.to_owned());
+        let resource = &request.resource_logs[0].resource.as_ref().unwrap().attributes;
+        for (key, value) in [
+            ("service.name", PRODUCT),
+            ("service.version", VERSION),
+            ("host.name", "node-1"),
+            ("k8s.node.name", "node-1"),
+        ] {
+            assert_eq!(of(resource, key), Some(&text(value)), "{key}");
+        }
+        let scope = request.resource_logs[0].scope_logs[0].scope.as_ref().unwrap();
+        assert_eq!((scope.name.as_str(), scope.version.as_str()), (PRODUCT, VERSION));
+        let record = record(&request, 0);
+        assert_eq!(record.time_unix_nano, 1_795_561_781_258_471_274);
+        assert_eq!(record.observed_time_unix_nano, record.time_unix_nano);
+        assert_eq!((record.severity_number(), record.severity_text.as_str()), (SeverityNumber::Error, "high"));
+        assert_eq!(record.event_name, "detector.alert");
+        let Some(AnyValue { value: Some(Any::StringValue(body)), .. }) = &record.body else { panic!("{record:?}") };
+        assert_eq!(*body, alert().title);
+        let of = |key: &str| of(&record.attributes, key);
+        assert_eq!(of("process.pid"), Some(&Any::IntValue(4711)));
+        assert_eq!(of("detector.blocked"), Some(&Any::BoolValue(false)));
+        assert_eq!(of("file.path"), Some(&text(HOSTILE)));
+        assert_eq!(of("k8s.pod.name"), Some(&text("web")));
+        let Some(Any::ArrayValue(args)) = of("process.command_args") else { panic!("{record:?}") };
+        let args: Vec<_> = args.values.iter().filter_map(|arg| arg.value.clone()).collect();
+        assert_eq!(args, alert().process.unwrap().argv.iter().map(|arg| text(arg)).collect::<Vec<_>>());
+        let Some(Any::StringValue(whole)) = of("detector.alert") else { panic!("{record:?}") };
+        let whole: Value = serde_json::from_str(whole).unwrap();
         assert_eq!(whole, serde_json::to_value(alert()).unwrap());
+        let mut keys: Vec<_> = record.attributes.iter().map(|attribute| &attribute.key).collect();
+        keys.sort();
+        keys.dedup();
+        assert_eq!(keys.len(), record.attributes.len(), "a key is given once");
+    }
+
+    #[test]
+    fn severities_are_in_the_ranges_that_opentelemetry_has_for_them() {
+        for (severity, number) in [
+            (Severity::Info, SeverityNumber::Info),
+            (Severity::Low, SeverityNumber::Info2),
+            (Severity::Medium, SeverityNumber::Warn),
+            (Severity::High, SeverityNumber::Error),
+            (Severity::Critical, SeverityNumber::Fatal),
+        ] {
+            assert_eq!(record(&request(&[Alert { severity, ..bare() }]), 0).severity_number(), number);
+        }
     }
 
     #[test]
