@@ -18,6 +18,7 @@ use crate::{
     context::{Context, process::Program},
     decode::Event,
     detect::base,
+    escape::escape,
     export::{
         ExportError, Exporter, Seen, buffered,
         rows::{COLUMNS, Cell, Row},
@@ -143,7 +144,7 @@ impl<W: Write> Perfetto<W> {
     fn name(&mut self, key: ProcessKey) -> Result<(), ExportError> {
         let Some(track) = self.tracks.get_mut(&key).filter(|track| !track.named) else { return Ok(()) };
         track.named = true;
-        let (cmdline, process_name) = (track.program.argv.to_vec(), base(&track.program.exe).to_owned());
+        let (cmdline, process_name) = (track.program.argv.to_vec(), called(&track.program.exe));
         let process = Some(ProcessDescriptor { cmdline, process_name, ..descriptor(key) });
         let uuid = track.uuid;
         self.describe(TrackDescriptor { uuid, name: String::new(), process })
@@ -167,7 +168,7 @@ impl<W: Write> Perfetto<W> {
         if self.tracks.get_mut(&key).is_some_and(|track| std::mem::replace(&mut track.runs, true)) {
             self.event(now, slice(uuid, END, None, "", Vec::new()))?;
         }
-        let name = seen.row.exe.as_deref().map(base).unwrap_or_default().to_owned();
+        let name = seen.row.exe.as_deref().map(called).unwrap_or_default();
         self.event(now, slice(uuid, BEGIN, Some(name), "exec", args(&seen.row)))
     }
 
@@ -186,7 +187,7 @@ impl<W: Write> Perfetto<W> {
     fn instant(&mut self, seen: &Seen<'_>, uuid: u64, name: String) -> Result<(), ExportError> {
         let now = self.time(seen.record.time, seen.context);
         let kind = seen.row.kind.as_deref().unwrap_or_default();
-        self.event(now, slice(uuid, INSTANT, Some(name), kind, args(&seen.row)))
+        self.event(now, slice(uuid, INSTANT, Some(escape(&name)), kind, args(&seen.row)))
     }
 
     fn alert(&mut self, alert: &Alert, seen: &Seen<'_>) -> Result<(), ExportError> {
@@ -295,6 +296,11 @@ impl<W: Write> Exporter for Perfetto<W> {
         self.end_stream()?;
         Ok(self.out.flush()?)
     }
+}
+
+/// What a program is called on a timeline. Kernel threads are `[kworker/0:1]` and have no path.
+fn called(exe: &str) -> String {
+    escape(if exe.starts_with('[') && exe.ends_with(']') { exe } else { base(exe) })
 }
 
 fn slice(

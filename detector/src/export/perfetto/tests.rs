@@ -166,6 +166,51 @@ fn a_slice_says_the_pod_and_every_kind_of_record_has_its_place() {
     assert!(trace.packet.iter().all(|packet| packet.trusted_packet_sequence_id == 1));
 }
 
+/// What trace_processor counts as an error, or shows in the wrong place.
+#[test]
+fn every_event_has_a_track_that_was_described_before_and_every_end_a_begin() {
+    let mut stream = every_kind();
+    let once = stream.records.clone();
+    stream.records.extend(once);
+    let trace = trace(&stream.records);
+    assert!(trace.packet[0].clock_snapshot.is_some(), "times mean nothing before the clocks");
+    let (mut described, mut pids, mut depth) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::<_, i32>::new());
+    for packet in &trace.packet {
+        if let Some(track) = &packet.track_descriptor {
+            // Told again for its name alone.
+            let process = track.process.as_ref().map(|process| (process.pid, process.start_timestamp_ns));
+            assert_eq!(*described.entry(track.uuid).or_insert(process), process);
+            if let Some((pid, _)) = process {
+                pids.entry(pid).or_insert_with(Vec::new).push(track.uuid);
+            }
+        }
+        let Some(event) = &packet.track_event else { continue };
+        assert!(packet.timestamp.is_some() && described.contains_key(&event.track_uuid), "{event:?}");
+        let depth = depth.entry(event.track_uuid).or_default();
+        *depth += match event.r#type {
+            BEGIN => 1,
+            END => -1,
+            _ => 0,
+        };
+        assert!(*depth >= 0, "{event:?}");
+    }
+    // Another stream's process is another track, also where pid and start are the same: it may be another host's.
+    assert!(pids.values().all(|uuids| uuids.iter().collect::<std::collections::BTreeSet<_>>().len() == 2), "{pids:?}");
+}
+
+#[test]
+fn names_are_one_visible_line_and_kernel_threads_keep_theirs() {
+    let mut stream = every_kind();
+    stream.push(Body::Process(Box::new(testing::seed(70, 12, 2, "[kworker/R-rcu_gp]"))));
+    let trace = trace(&stream.records);
+    assert_eq!(named(&trace, "[kworker/R-rcu_gp]").len(), 1);
+    let processes = trace.packet.iter().filter_map(|packet| packet.track_descriptor.as_ref()?.process.as_ref());
+    let processes: Vec<_> = processes.map(|process| process.process_name.as_str()).collect();
+    assert!(processes.contains(&"[kworker/R-rcu_gp]"), "{processes:?}");
+    let names = events(&trace).filter_map(|(_, event)| event.name.as_deref());
+    assert!(names.chain(processes).all(|name| !name.chars().any(crate::escape::is_hidden)));
+}
+
 #[test]
 fn times_of_another_host_are_moved_to_the_first_ones_clock() {
     let mut stream = Stream::new();
