@@ -140,6 +140,12 @@ fn main() -> Done {
             // Opened for writing, which the kernel asks about as it does about ptrace; nothing is written.
             drop(fs::OpenOptions::new().write(true).open(Path::new("/proc").join(name).join("mem"))?);
         }
+        "seize" => {
+            // Traced until this process ends.
+            let pid: i32 = name.parse()?;
+            // SAFETY: neither address nor data is used.
+            Errno::result(unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid, 0, 0) })?;
+        }
         "flood" => flood(&dir, name.parse()?)?,
         "storm" => storm(&dir)?,
         "forks" => forks(name.parse()?)?,

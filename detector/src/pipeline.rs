@@ -205,6 +205,35 @@ mod tests {
         assert_eq!(sha256(true), None);
     }
 
+    /// Every detector but that of losses, which no small trace has: without it some golden trace tells less, or something else.
+    #[test]
+    fn every_detector_is_needed_for_a_golden_trace() {
+        use crate::trace::{Item, Reader};
+        const IMPAIR: usize = 5;
+        let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/techniques");
+        let files = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+        let traces: Vec<Vec<Record>> = files
+            .filter(|path| path.extension().is_some_and(|is| is == "trace"))
+            .map(|path| {
+                let reader = Reader::new(std::fs::File::open(path).unwrap()).unwrap();
+                let items = reader.map(|item| match item.unwrap() {
+                    Item::Record(record) => record,
+                    other => panic!("{other:?}"),
+                });
+                items.collect()
+            })
+            .collect();
+        let told = |trace: &Vec<Record>, without: Option<usize>| -> Vec<Alert> {
+            let mut pipeline = Pipeline::new();
+            without.map(|at| pipeline.detectors.remove(at));
+            trace.iter().flat_map(|record| pipeline.push(record)).collect()
+        };
+        let all: Vec<_> = traces.iter().map(|trace| told(trace, None)).collect();
+        let idle = (0..Pipeline::new().detectors.len())
+            .filter(|at| traces.iter().zip(&all).all(|(trace, all)| told(trace, Some(*at)) == *all));
+        assert_eq!(idle.collect::<Vec<_>>(), [IMPAIR]);
+    }
+
     #[test]
     fn a_record_that_cannot_be_decoded_is_counted_and_the_stream_goes_on() {
         let mut stream = Stream::new();

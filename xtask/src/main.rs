@@ -48,6 +48,8 @@ enum Task {
     Fuzz(fuzz::Options),
     /// Run the evasion suite on real kernels in virtual machines
     Vm(vm::Options),
+    /// Record traces of every technique in a virtual machine: what `detector/tests/golden.rs` replays
+    Golden(vm::Golden),
     /// Make the agent's image as an OCI archive; no container tool is needed
     Image(image::Options),
     /// Make the Debian package of the agent, for nodes outside of Kubernetes' scheduling
@@ -88,6 +90,7 @@ fn main() -> ExitCode {
         Task::Bench(options) => bench::bench(&options),
         Task::Fuzz(options) => fuzz::fuzz(&options),
         Task::Vm(options) => vm::vm(&options),
+        Task::Golden(options) => vm::golden(&options),
         Task::Image(options) => image::image(&options),
         Task::Deb(options) => deb::deb(&options),
         Task::Man(options) => man::man(&options),
@@ -158,17 +161,8 @@ fn build_static(arch: vm::Arch) -> anyhow::Result<PathBuf> {
     let target = root().join("target/static");
     check(
         cargo()
-            .args([
-                "build",
-                "--quiet",
-                "--release",
-                "--package",
-                "detector",
-                "--package",
-                "xtask",
-                "--bins",
-                "--examples",
-            ])
+            .args(["build", "--quiet", "--release", "--package", "detector", "--package", "xtask", "--bins"])
+            .args(vm::EXAMPLES.iter().flat_map(|name| ["--example", name]))
             .args(["--target", arch.target(), "--target-dir"])
             .arg(&target)
             .envs(compiler)

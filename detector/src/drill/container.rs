@@ -271,9 +271,15 @@ impl Drop for Container {
         for dir in [&self.cgroup, &self.bundle] {
             let _ = fs::remove_file(dir.join("config.json"));
             remove(dir);
-            dir.parent().map(remove);
+            // Other containers of this process may be there still.
+            dir.parent().filter(|parent| !has_directories(parent)).map(remove);
         }
     }
+}
+
+fn has_directories(dir: &Path) -> bool {
+    let mut entries = fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
+    entries.any(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
 }
 
 /// Removes an empty directory. A cgroup is empty only once its last process was reaped.

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt::Write as _};
 use super::Outcome;
 
 /// What the cases of each number do.
-const CASES: [(u64, &str); 27] = [
+const CASES: [(u64, &str); 34] = [
     (1, "`open(O_CREAT)` and `write`"),
     (2, "`creat`"),
     (3, "`openat2`"),
@@ -32,7 +32,17 @@ const CASES: [(u64, &str); 27] = [
     (24, "several of these under a flood of file events"),
     (25, "besides: kubelet's memory, and the agent's, opened for writing"),
     (26, "besides: a container entered past its runtime, by any namespace or by its cgroup (`examples/entries.rs`)"),
-    (27, "besides: a pause process that runs a program (`detector drill malicious-pause-container`)"),
+    (
+        27,
+        "besides: a pause process that opens, connects, forks or runs a program; another pause image, configured or arriving",
+    ),
+    (28, "besides: a container that executes what was not in its image; an image that arrives"),
+    (29, "besides: a container that has the node"),
+    (30, "besides: etcd asked past the API server, events deleted, the audit log emptied"),
+    (31, "besides: a webhook configured, and the API server connecting to it"),
+    (32, "besides: the API server reached from outside, and asked without authentication"),
+    (33, "besides: the agent's maps opened and changed, the agent stopped and traced"),
+    (34, "besides: a pod's token and the node's credentials read and used"),
 ];
 
 /// The page.
@@ -40,7 +50,8 @@ pub fn page(outcomes: &[Outcome]) -> String {
     let mut page = "# Coverage of the evasion suite\n\n\
         Every way of changing a node's static pods that we know, done for real beside the agent, on Debian's kernels in\n\
         virtual machines and by each way to attach. Written by `cargo xtask vm --all --coverage docs/coverage.md`; the acts are\n\
-        `detector/examples/act.rs`, the suite `detector/examples/evasion.rs`.\n\n\
+        `detector/examples/act.rs`, the suite `detector/examples/evasion.rs`, and from case 27 on `detector/examples/techniques`, where each act has\n\
+        twins of its own that have to be silent.\n\n\
         **detected**: an alert that names the process that did it, **told** in case 27. **unattributed**: an alert that names nobody. **missed**: no\n\
         alert. **refused**: under `--deny static-pod`, with an alert. **no such call**: this architecture never had it. **-**: no\n\
         hook, or not tried. A case with several variants shows the worst. All of it on ext4, and once more on tmpfs by the best\n\

@@ -12,6 +12,7 @@ mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t securityfs securityfs /sys/kernel/security
 mount -t debugfs debugfs /sys/kernel/debug
 mount -t tracefs tracefs /sys/kernel/tracing
+insmod /overlay.ko || echo "no overlayfs" >/dev/console
 hostname "$(uname -r)"
 said() { grep -q "$1" /proc/cmdline; }
 # Where acts happen: a file system as nodes have it.
@@ -31,6 +32,7 @@ suite() {
         case=27 check "pause" 0 PASSED /suite/detector drill malicious-pause-container --hooks $backend \
             --no-default-dirs --manifest-dir /disk
         cat /tmp/said
+        /suite/examples/techniques --hooks $backend || status=$?
     done
     echo "backend deny"
     /suite/examples/evasion --deny --hooks lsm || status=$?
@@ -146,6 +148,19 @@ POD
     echo "verdict $status"
 }
 
+# Golden traces of the scenes that the command line names, each as a line: its file's name, and the file in base64.
+golden() {
+    status=0
+    hostname node-1
+    for scene in $(sed -n 's/.*detector\.golden=\([^ ]*\).*/\1/p' /proc/cmdline | tr , ' '); do
+        /suite/examples/techniques --record /tmp/golden "$scene" || status=$?
+        for file in "$scene.trace" "$scene.ndjson"; do
+            echo "golden $file $(base64 /tmp/golden/"$file" | tr -d '\n')"
+        done
+    done
+    echo "verdict $status"
+}
+
 if said detector.shell; then
     echo "the agent is /suite/detector, the suite /suite/examples/evasion"
     setsid cttyhack sh
@@ -156,5 +171,6 @@ exec </dev/null >"$results" 2>&1
 if said detector.suite; then suite; fi
 if said detector.bench; then costs; fi
 if said detector.scene; then scene; fi
+if said detector.golden=; then golden; fi
 sync
 poweroff -f

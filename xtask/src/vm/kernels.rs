@@ -19,6 +19,9 @@ const SOURCES: [(&str, &str); 5] = [
     ("http://deb.debian.org/debian", "sid"),
 ];
 
+/// The module of overlayfs.
+const OVERLAY: &str = "overlay.ko";
+
 /// What a machine is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Arch {
@@ -108,6 +111,8 @@ pub struct Kernel {
     /// As the package is called: `6.12.107+deb13-cloud-amd64`.
     pub version: String,
     pub image: PathBuf,
+    /// The module of overlayfs, which Debian does not build in and containers' file systems are.
+    pub overlay: PathBuf,
 }
 
 /// Packages of cloud kernels that the index has: series, version and package name.
@@ -195,16 +200,41 @@ fn fetch_one(wanted: &Wanted, place: &Path, apt: &Apt) -> anyhow::Result<()> {
         .map(|path| root.join(path))
         .find(|path| path.exists())
         .with_context(|| format!("package {package} has no kernel image"))?;
+    // From 6.19 on modules are in a package of their own.
+    let with_modules = match package.strip_prefix("linux-binary-") {
+        Some(version) => apt.unpack(&format!("linux-modules-{version}"))?,
+        None => root,
+    };
+    let overlay = overlay(&with_modules, version).with_context(|| format!("{package} has no module overlay"))?;
     fs::create_dir_all(place)?;
     fs::copy(&image, place.join("vmlinuz"))?;
+    fs::write(place.join(OVERLAY), overlay)?;
     fs::write(place.join("version"), version)?;
     Ok(())
 }
 
+/// The module, as it is loaded.
+fn overlay(root: &Path, version: &str) -> anyhow::Result<Vec<u8>> {
+    for modules in ["lib/modules", "usr/lib/modules"] {
+        let module = root.join(modules).join(version).join("kernel/fs/overlayfs").join(OVERLAY);
+        if module.exists() {
+            return Ok(fs::read(&module)?);
+        }
+        let packed = module.with_extension("ko.xz");
+        if packed.exists() {
+            let unpacked = Command::new("xz").args(["--decompress", "--stdout"]).arg(&packed).output()?;
+            anyhow::ensure!(unpacked.status.success(), "xz cannot unpack {}", packed.display());
+            return Ok(unpacked.stdout);
+        }
+    }
+    anyhow::bail!("no {OVERLAY} below {}", root.display())
+}
+
 fn cached(wanted: &Wanted, place: &Path) -> Option<Kernel> {
     let version = fs::read_to_string(place.join("version")).ok()?;
-    let image = place.join("vmlinuz");
-    image.exists().then(|| Kernel { series: wanted.name(), arch: wanted.arch, version, image })
+    let (image, overlay) = (place.join("vmlinuz"), place.join(OVERLAY));
+    let whole = image.exists() && overlay.exists();
+    whole.then(|| Kernel { series: wanted.name(), arch: wanted.arch, version, image, overlay })
 }
 
 /// A statically linked busybox for a machine.
@@ -233,7 +263,7 @@ pub fn busybox(arch: Arch, cache: &Path) -> anyhow::Result<PathBuf> {
 /// # Errors
 /// When a package cannot be installed.
 pub fn tools(arches: &[Arch]) -> anyhow::Result<()> {
-    let missing: Vec<_> = [("cpio", "cpio"), ("mke2fs", "e2fsprogs")]
+    let missing: Vec<_> = [("cpio", "cpio"), ("mke2fs", "e2fsprogs"), ("xz", "xz-utils")]
         .into_iter()
         .chain(arches.iter().map(|arch| arch.emulator()))
         .filter(|(program, _)| !setup::found(program))

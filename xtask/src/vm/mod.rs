@@ -4,6 +4,7 @@
 
 mod cost;
 mod coverage;
+mod golden;
 mod kernels;
 
 use std::{
@@ -22,6 +23,7 @@ use serde_json::Value;
 use crate::{check, root};
 use kernels::{Kernel, Wanted};
 
+pub use golden::{Options as Golden, golden};
 pub use kernels::Arch;
 
 /// Every series that the agent is proven on.
@@ -32,6 +34,8 @@ const ALL_ARM64: [&str; 1] = ["6.12"];
 const SOME: [&str; 3] = ["5.10", "6.12", "7.3"];
 /// Most instructions that the verifier may go through for one program.
 const VERIFIED_MAX: u32 = 4_000;
+/// What is run in the machines, and starts.
+pub const EXAMPLES: [&str; 5] = ["act", "evasion", "entries", "reach", "techniques"];
 /// The file system of the machines' disk, ext4.
 const DISK: &str = "disk.ext4";
 /// A machine that takes so long is stuck.
@@ -170,6 +174,9 @@ fn prepare(wanted: &[Wanted]) -> anyhow::Result<(Vec<Kernel>, PathBuf)> {
     for arch in arches {
         initrd(arch, &place)?;
     }
+    for kernel in &kernels {
+        with_modules(kernel, &place)?;
+    }
     let disk = place.join(DISK);
     // No machine writes to it: see `machine`.
     if !disk.exists() {
@@ -238,21 +245,32 @@ fn initrd(arch: Arch, place: &Path) -> anyhow::Result<()> {
     for program in ["detector", "xtask"] {
         fs::copy(built.join(program), tree.join("suite").join(program))?;
     }
-    for program in ["act", "evasion", "entries"] {
+    for program in EXAMPLES {
         fs::copy(built.join("examples").join(program), tree.join("suite/examples").join(program))?;
     }
     write_executable(&tree.join("init"), include_str!("init.sh"))?;
-    let mut pack = Command::new("sh")
-        .args(["-c", "find . | cpio --quiet -o -H newc"])
-        .current_dir(&tree)
-        .stdout(fs::File::create(place.join(initrd_name(arch)))?)
-        .spawn()?;
-    anyhow::ensure!(pack.wait()?.success(), "packing the initial file system failed");
-    Ok(())
+    pack(&tree, fs::File::create(place.join(format!("initrd-{}", arch.name())))?)
 }
 
-fn initrd_name(arch: Arch) -> String {
-    format!("initrd-{}", arch.name())
+/// The initial file system of a kernel: that of its kind of machine, and the kernel's modules behind it.
+fn with_modules(kernel: &Kernel, place: &Path) -> anyhow::Result<()> {
+    let tree = place.join("modules");
+    fs::create_dir_all(&tree)?;
+    fs::copy(&kernel.overlay, tree.join("overlay.ko"))?;
+    let all = place.join(initrd_name(kernel));
+    fs::copy(place.join(format!("initrd-{}", kernel.arch.name())), &all)?;
+    pack(&tree, fs::File::options().append(true).open(all)?)
+}
+
+/// Appends a directory as a part of an initial file system.
+fn pack(tree: &Path, to: fs::File) -> anyhow::Result<()> {
+    let mut pack = Command::new("sh");
+    pack.args(["-c", "find . | cpio --quiet -o -H newc"]).current_dir(tree).stdout(to);
+    check(&mut pack).context("packing the initial file system")
+}
+
+fn initrd_name(kernel: &Kernel) -> String {
+    format!("initrd-of-{}", kernel.series)
 }
 
 fn write_executable(path: &Path, text: &str) -> anyhow::Result<()> {
@@ -269,7 +287,7 @@ fn machine(kernel: &Kernel, place: &Path, arguments: &str) -> Command {
     // The cloud kernels have the driver of NVMe built in; that of virtio disks is a module.
     let disk = format!("if=none,id=disk,format=raw,snapshot=on,file={}", place.join(DISK).display());
     qemu.args(["-drive", &disk, "-device", "nvme,drive=disk,serial=1"]);
-    qemu.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(place.join(initrd_name(kernel.arch)));
+    qemu.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(place.join(initrd_name(kernel)));
     let (log, results) = kernel.arch.serial_lines();
     let wanted = format!("detector.results=/dev/{results} {arguments}");
     qemu.arg("-append").arg(format!("console={log} quiet panic=-1 lsm=lockdown,yama,bpf {wanted}"));
