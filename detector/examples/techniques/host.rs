@@ -67,9 +67,10 @@ pub fn static_pod(stage: &mut Stage) -> anyhow::Result<()> {
 pub fn static_pod_refused(stage: &mut Stage) -> anyhow::Result<()> {
     let (dir, next) = (stage.manifests.clone(), stage.dir.join("next-door"));
     for act in ["create", "rename", "link"] {
-        let pid = stage.act(act, &next, "web.yaml", POD)?;
+        let name = format!("{act}.yaml");
+        let pid = stage.act(act, &next, &name, POD)?;
         stage.twin_by(&format!("{act} next door"), pid);
-        let (pid, error) = stage.try_act(act, &dir, &format!("{act}.yaml"), POD)?;
+        let (pid, error) = stage.try_act(act, &dir, &name, POD)?;
         anyhow::ensure!(error.is_some(), "{act} was let through");
         stage.told(act, Who::Pid(pid), |alert| alert["blocked"] == true);
     }
@@ -95,7 +96,7 @@ fn of(id: &str) -> impl Fn(&Value) -> bool + 'static {
 
 /// A container entered past its runtime; and what its own process starts, and a look at its network.
 pub fn container_exec(stage: &mut Stage) -> anyhow::Result<()> {
-    let app = Container::start(&stage.detector, &annotations("container"))?;
+    let app = Container::start(&stage.app, &annotations("container"))?;
     stage.twin("the container's own programs", of(&app.id));
     let pid = app.enter(&["--only", "net", "--no-exec"])?;
     stage.twin_by("its network looked at", pid);
@@ -113,10 +114,10 @@ pub fn container_exec(stage: &mut Stage) -> anyhow::Result<()> {
 /// Pauses that do what no pause does, another pause image in the runtime's configuration, and one that arrives; and an honest pause, the
 /// same configuration written again.
 pub fn pause(stage: &mut Stage) -> anyhow::Result<()> {
-    let honest = Container::start(&stage.detector, &annotations("sandbox"))?;
+    let honest = Container::start(&stage.app, &annotations("sandbox"))?;
     stage.twin("a pause that pauses", of(&honest.id));
     for (act, evidence) in [("open", "open"), ("socket", "socket"), ("process", "fork")] {
-        let mut sandbox = Container::start(&stage.detector, &annotations("sandbox"))?;
+        let mut sandbox = Container::start(&stage.app, &annotations("sandbox"))?;
         sandbox.misbehave(act)?;
         let is_its = of(&sandbox.id);
         stage.told(&format!("a pause: {act}"), Who::Pid(sandbox.pid), |alert| {
@@ -144,7 +145,7 @@ pub fn pause(stage: &mut Stage) -> anyhow::Result<()> {
 pub fn supply_chain(stage: &mut Stage) -> anyhow::Result<()> {
     let mut all = annotations("container");
     all[OBEYS] = "".into();
-    let mut app = Container::start(&stage.detector, &all)?;
+    let mut app = Container::start(&stage.app, &all)?;
     stage.twin("its image's program", of(&app.id));
     // A module, which may not be loaded here.
     let overlay = fs::read_to_string("/proc/filesystems").is_ok_and(|all| all.contains("\toverlay\n"));
@@ -171,7 +172,7 @@ pub fn supply_chain(stage: &mut Stage) -> anyhow::Result<()> {
 
 /// Containers that have the node; and an ordinary one.
 pub fn operator(stage: &mut Stage) -> anyhow::Result<()> {
-    let ordinary = Container::start(&stage.detector, &annotations("container"))?;
+    let ordinary = Container::start(&stage.app, &annotations("container"))?;
     stage.twin("an ordinary container", of(&ordinary.id));
     let (root, socket) = (("/", "/host"), ("/run/containerd/containerd.sock", "/run/containerd.sock"));
     for (name, (source, target)) in [("debug", root), ("builder", socket)] {
@@ -179,7 +180,7 @@ pub fn operator(stage: &mut Stage) -> anyhow::Result<()> {
         annotations["io.kubernetes.cri.container-name"] = name.into();
         let mounts =
             json!({"mounts": [{"destination": target, "type": "bind", "source": source, "options": ["rbind"]}]});
-        let app = Container::with(&stage.detector, &annotations, &mounts)?;
+        let app = Container::with(&stage.app, &annotations, &mounts)?;
         stage.told(&format!("a container with {source}"), Who::Pid(app.pid), of(&app.id));
     }
     Ok(())

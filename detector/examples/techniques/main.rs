@@ -20,6 +20,8 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use clap::Parser;
+use detector::drill::container::{self, Step};
 
 use stage::{Plan, Stage};
 
@@ -76,7 +78,23 @@ const SCENES: [Scene; 11] = [
     scene("container-service-account", 34, Needs::ControlPlane, control_plane::service_account),
 ];
 
+/// A step of a container that this program makes of itself: the agent's program is larger than any pause.
+#[derive(Parser)]
+#[command(name = "drill-step")]
+struct Steps {
+    #[command(subcommand)]
+    step: Step,
+}
+
 fn main() -> ExitCode {
+    let mut args = std::env::args_os().skip(1);
+    if args.next().is_some_and(|first| first == "drill-step") {
+        let steps = Steps::parse_from(std::iter::once("drill-step".into()).chain(args));
+        return container::step(&steps.step).unwrap_or_else(|error| {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        });
+    }
     match run() {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
