@@ -107,6 +107,8 @@ pub enum Body {
     Components(Box<Components>),
     /// Records were lost.
     Loss(Box<Loss>),
+    /// Hooks that were attached are not any more, or are again.
+    Hooks(Box<HooksChanged>),
     /// A request to an API server, as its audit log has it.
     Audit(Box<AuditEvent>),
     /// What became of an audit log.
@@ -151,6 +153,29 @@ pub struct HookState {
     #[serde(default)]
     pub verified: Option<u32>,
     pub required: bool,
+}
+
+/// Hooks that others detached, or attached again, while the agent ran.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HooksChanged {
+    /// When they were last looked at: what was done to them was done later than this.
+    pub since: BootNs,
+    pub hooks: Vec<HookChange>,
+}
+
+/// One hook of them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HookChange {
+    pub name: String,
+    /// Why it is not attached; `None` when it is again.
+    pub detached: Option<String>,
+    /// The kernel's id of its link, where it is by that that it is gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<u32>,
+    /// Without it the main job cannot be done.
+    pub required: bool,
+    /// What is not seen without it.
+    pub without: String,
 }
 
 /// A process as `/proc` shows it.

@@ -332,7 +332,7 @@ impl Ends {
             started: true,
             stopping: false,
             attach_seconds: stats.attach_ms / 1e3,
-            hooks: HookShown::all(live.kernel().hooks(), &live.kernel().detached()),
+            hooks: HookShown::all(live.kernel().hooks(), live.detached()),
             lost: stats.lost.clone(),
             skipped: stats.skipped.clone(),
             rings: live.rings().to_vec(),

@@ -134,6 +134,11 @@ fn body<'a>(row: &mut Row<'a>, body: &'a Body, context: &'a Context) {
             row.detail = json_text(loss);
             "loss"
         }
+        Body::Hooks(changed) => {
+            row.hook = changed.hooks.first().and_then(|hook| text(&hook.name));
+            row.detail = json_text(changed);
+            "hooks"
+        }
         Body::Audit(event) => {
             row.path = text(&event.uri);
             row.detail = json_text(event);

@@ -255,6 +255,7 @@ impl<W: Write> Perfetto<W> {
                 Body::Executed(_) => self.instant(seen, NODE, "executed".to_owned()),
                 Body::PauseConfig(_) => self.instant(seen, NODE, node("pause image")),
                 Body::Loss(loss) => self.instant(seen, NODE, format!("{} lost: {}", loss.lost, loss.hook)),
+                Body::Hooks(_) => self.instant(seen, NODE, "hooks detached or attached again".to_owned()),
                 Body::Secret(_) => self.instant(seen, NODE, node("secret")),
                 Body::Components(_) => self.instant(seen, NODE, "components".to_owned()),
                 Body::Audit(event) => self.instant(seen, NODE, node(&event.verb)),

@@ -1,5 +1,7 @@
 //! The live source: kernel, `/proc` and the manifest view as one ordered stream.
 
+mod attached;
+
 use std::{
     collections::BTreeSet,
     os::fd::RawFd,
@@ -18,7 +20,7 @@ use crate::{
         audit::{self, AuditLogs, find::runs_apiserver},
         bundle::Bundles,
         images::{self, Images},
-        kernel::{self, Kernel, KernelError, Raw, Ring},
+        kernel::{self, Detached, Kernel, KernelError, Raw, Ring},
         kubelet::Discovery,
         manifest::{Batch, Trigger, TriggerKind, View},
         own, proc,
@@ -121,6 +123,9 @@ pub struct Live {
     told_of_writers: bool,
     /// Under `--deny`: nobody else may write to these executables.
     trusted: Option<Trusted>,
+    /// Hooks that are not attached any more, and when that was looked at.
+    detached: Vec<Detached>,
+    hooks_looked: BootNs,
     next_drain: BootNs,
     eager_until: BootNs,
     next_tick: BootNs,
@@ -160,6 +165,8 @@ impl Live {
             warnings: Vec::new(),
             told_of_writers: false,
             trusted,
+            detached: Vec::new(),
+            hooks_looked: now,
             next_drain: BootNs(now.0 + DRAIN_NS),
             eager_until: now,
             next_tick: BootNs(now.0 + TICK_NS),
@@ -290,6 +297,7 @@ impl Live {
             for loss in self.kernel.lost()? {
                 self.push(out, now, Body::Loss(Box::new(loss)));
             }
+            self.attached(out)?;
             self.push(out, now, Body::Tick);
         }
         Ok(())
@@ -318,7 +326,7 @@ impl Live {
         }
     }
 
-    /// What is left to say at the end: losses since the last count.
+    /// What is left to say at the end: losses and detached hooks since the last look.
     ///
     /// # Errors
     /// When the counters cannot be read.
@@ -327,7 +335,7 @@ impl Live {
         for loss in self.kernel.lost()? {
             self.push(out, now, Body::Loss(Box::new(loss)));
         }
-        Ok(())
+        self.attached(out)
     }
 
     /// Empties the rings, and lets the view know what may have changed.

@@ -109,6 +109,7 @@ pub fn kind_name(body: &Body) -> &'static str {
         Body::Secret(_) => "secret",
         Body::Components(_) => "components",
         Body::Loss(_) => "loss",
+        Body::Hooks(_) => "hooks",
         Body::Audit(_) => "audit",
         Body::AuditLog(_) => "audit log",
         Body::Tick => "tick",

@@ -2,6 +2,7 @@
 //! [`crate::detect::impair`], tracing by [`crate::detect::around`].
 
 mod files;
+mod hooks;
 
 use std::collections::BTreeSet;
 
@@ -30,11 +31,12 @@ pub struct Tamper {
     sees_tracing: bool,
     /// Who did what, lately.
     recent: Lately<(ProcessKey, u32), MAX>,
+    hooks: hooks::Hooks,
 }
 
 impl Detector for Tamper {
     fn kinds(&self) -> u64 {
-        kinds(&[kind::SIGNAL, kind::BPF, kind::OPEN, kind::WRITE, kind::MAP, kind::ENTRY, kind::PATH])
+        kinds(&[kind::SIGNAL, kind::BPF, kind::OPEN, kind::WRITE, kind::MAP, kind::ENTRY, kind::PATH, kind::PTRACE])
     }
 
     fn observe(&mut self, record: &Record, event: Option<&Event>, context: &Context) -> Vec<Finding> {
@@ -44,6 +46,12 @@ impl Detector for Tamper {
         }
         if let Body::Watched(watched) = &record.body {
             self.kubelets = watched.dirs.iter().filter_map(|dir| dir.kubelet_pid).collect();
+        }
+        if let Body::Hooks(changed) = &record.body {
+            return self.hooks.changed(record, changed, context).into_iter().collect();
+        }
+        if let Some(event) = event {
+            self.hooks.acted(record, event, (self.own.pid != 0).then_some(self.own.pid));
         }
         let found = match event {
             Some(Event::Signal(signal)) => self.signal(record, signal, context),

@@ -17,21 +17,33 @@ use std::{
 use aya::Ebpf;
 
 use super::hooks::{Backend, HOOKS};
-use crate::{record::HookState, source::kubelet::host_root};
+use crate::{
+    record::{BootNs, HookChange, HookState, HooksChanged},
+    source::kubelet::host_root,
+};
 
 /// A hook that was attached and is not any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Detached {
     pub hook: &'static str,
     pub why: &'static str,
+    /// The link that is gone; `None` where a switch did it.
+    pub link: Option<u32>,
 }
 
 /// The links of the hooks that are attached.
 #[derive(Debug, Default)]
 pub struct Links {
     links: Vec<Link>,
-    /// What says whether kprobes are switched on, and the hooks for which that matters.
-    kprobes: Option<(PathBuf, Vec<&'static str>)>,
+    switches: Vec<Switch>,
+}
+
+/// What says whether probes of a kind are switched on, and the hooks for which that matters.
+#[derive(Debug)]
+struct Switch {
+    path: PathBuf,
+    hooks: Vec<&'static str>,
+    off: &'static str,
 }
 
 #[derive(Debug)]
@@ -52,12 +64,15 @@ impl Links {
     /// Those of these hooks, found among this process's descriptors.
     pub fn find(ebpf: &Ebpf, states: &[HookState]) -> Self {
         let mut hooks = BTreeMap::new();
-        let mut kprobes = Vec::new();
+        let (mut kprobes, mut functions) = (Vec::new(), Vec::new());
         for hook in HOOKS {
             let state = states.iter().find(|state| state.name == hook.name);
             let Some(backend) = state.and_then(|state| state.backend.as_deref()) else { continue };
             if backend == Backend::Kprobe.name() {
                 kprobes.push(hook.name);
+            }
+            if backend != Backend::Tracepoint.name() {
+                functions.push(hook.name);
             }
             for attach in hook.attach.iter().filter(|attach| attach.backend.name() == backend) {
                 // Of several ways only the one that is attached is loaded.
@@ -72,8 +87,18 @@ impl Links {
             let is = ids(&fs::read_to_string(entry.path()).ok()?)?;
             Some(Link { hook: hooks.get(&is.program)?, fd, is })
         });
-        let switch = host_root(Path::new("/proc")).join("sys/kernel/debug/kprobes/enabled");
-        Self { links: links.collect(), kprobes: (!kprobes.is_empty()).then_some((switch, kprobes)) }
+        let host = host_root(Path::new("/proc"));
+        let switch = |path: &str, hooks, off| Switch { path: host.join(path), hooks, off };
+        let mut switches = vec![
+            switch("sys/kernel/debug/kprobes/enabled", kprobes, "kprobes are switched off in the kernel"),
+            switch(
+                "proc/sys/kernel/ftrace_enabled",
+                functions,
+                "the kernel calls nothing at the beginning of functions (kernel.ftrace_enabled is 0)",
+            ),
+        ];
+        switches.retain(|switch| !switch.hooks.is_empty());
+        Self { links: links.collect(), switches }
     }
 
     /// Hooks that are not attached any more. What cannot be told counts as attached.
@@ -81,16 +106,38 @@ impl Links {
         let gone = |link: &Link| {
             let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", link.fd));
             let why = why(info.as_deref(), link.is)?;
-            Some(Detached { hook: link.hook, why })
+            Some(Detached { hook: link.hook, why, link: Some(link.is.link) })
         };
-        let mut detached: Vec<_> = self.links.iter().filter_map(gone).collect();
-        if let Some((switch, hooks)) = &self.kprobes
-            && fs::read_to_string(switch).is_ok_and(|text| text.trim() == "0")
-        {
-            detached.extend(hooks.iter().map(|hook| Detached { hook, why: "kprobes are switched off in the kernel" }));
+        let mut detached: Vec<Detached> = self.links.iter().filter_map(gone).collect();
+        for switch in &self.switches {
+            if fs::read_to_string(&switch.path).is_ok_and(|text| text.trim() == "0") {
+                let gone = switch.hooks.iter().filter(|hook| !detached.iter().any(|known| known.hook == **hook));
+                let gone: Vec<_> = gone.map(|hook| Detached { hook, why: switch.off, link: None }).collect();
+                detached.extend(gone);
+            }
         }
         detached
     }
+}
+
+/// What happened to hooks between two looks, the first of which was at `since`; `None` when nothing did.
+#[must_use]
+pub fn changes(before: &[Detached], now: &[Detached], since: BootNs) -> Option<HooksChanged> {
+    let change = |one: &Detached, detached: Option<&str>| {
+        let hook = HOOKS.iter().find(|hook| hook.name == one.hook);
+        HookChange {
+            name: one.hook.to_owned(),
+            detached: detached.map(str::to_owned),
+            link: one.link,
+            required: hook.is_some_and(|hook| hook.required),
+            without: hook.map_or("", |hook| hook.without).to_owned(),
+        }
+    };
+    let is_in = |one: &&Detached, all: &[Detached]| all.iter().any(|other| other.hook == one.hook);
+    let gone = now.iter().filter(|one| !is_in(one, before)).map(|one| change(one, Some(one.why)));
+    let again = before.iter().filter(|one| !is_in(one, now)).map(|one| change(one, None));
+    let hooks: Vec<_> = gone.chain(again).collect();
+    (!hooks.is_empty()).then_some(HooksChanged { since, hooks })
 }
 
 fn why(info: Result<&str, &io::Error>, was: Ids) -> Option<&'static str> {
@@ -129,14 +176,31 @@ mod tests {
     }
 
     #[test]
-    fn kprobes_that_are_switched_off_are_detached_hooks() {
+    fn probes_that_are_switched_off_are_detached_hooks() {
         let dir = tempfile::tempdir().unwrap();
-        let switch = dir.path().join("enabled");
-        let links = Links { links: Vec::new(), kprobes: Some((switch.clone(), vec!["mount"])) };
+        let [one, other] = ["kprobes", "ftrace"].map(|name| dir.path().join(name));
+        let switch = |path: &Path, hooks| Switch { path: path.to_owned(), hooks, off: "off" };
+        let links =
+            Links { links: Vec::new(), switches: vec![switch(&one, vec!["mount"]), switch(&other, vec!["mount", "mmap"])] };
         assert_eq!(links.detached(), []);
-        for (text, count) in [("1\n", 0), ("0\n", 1)] {
-            fs::write(&switch, text).unwrap();
-            assert_eq!(links.detached().len(), count, "{text:?}");
+        for (texts, count) in [(["1\n", "1\n"], 0), (["0\n", "1\n"], 1), (["1\n", "0\n"], 2), (["0\n", "0\n"], 2)] {
+            fs::write(&one, texts[0]).unwrap();
+            fs::write(&other, texts[1]).unwrap();
+            assert_eq!(links.detached().len(), count, "{texts:?}");
         }
+    }
+
+    #[test]
+    fn what_is_detached_is_told_when_it_comes_and_when_it_goes_and_not_in_between() {
+        let gone = [Detached { hook: "file-open", why: "its descriptor is closed", link: Some(7) }];
+        assert_eq!(changes(&[], &[], BootNs(1)), None);
+        assert_eq!(changes(&gone, &gone, BootNs(1)), None);
+        let told = changes(&[], &gone, BootNs(1)).unwrap();
+        assert_eq!((told.since, told.hooks.len()), (BootNs(1), 1));
+        let hook = &told.hooks[0];
+        assert_eq!((hook.name.as_str(), hook.link, hook.required), ("file-open", Some(7), true));
+        assert_eq!(hook.detached.as_deref(), Some("its descriptor is closed"));
+        assert!(hook.without.starts_with("who opens a manifest"), "{}", hook.without);
+        assert_eq!(changes(&gone, &[], BootNs(2)).unwrap().hooks[0].detached, None);
     }
 }

@@ -38,7 +38,7 @@ use crate::{
     },
 };
 
-pub use links::Detached;
+pub use links::{Detached, changes};
 pub use ring::Ring;
 
 /// The kernel programs. Aligned, because the ELF reader maps structures onto the bytes.
