@@ -128,7 +128,7 @@ security::wrappers!(lsm_inode_rename, fentry_inode_rename, kprobe_inode_rename, 
 fn attribute(dentry: Ptr, attributes: Ptr, may: May) -> bool {
     let inode = dentry.follow(offset!(dentry_inode));
     let key = key(inode);
-    let matched = watched::flags(&key).unwrap_or(0) & (watch::FILE | watch::DIR);
+    let matched = watched::flags(&key).unwrap_or(0) & (watch::FILE | watch::DIR | watch::OWN);
     if matched == 0 {
         return false;
     }

@@ -131,6 +131,9 @@ pub struct Source {
     /// Keep in DIR how far audit logs were read [default: the directory of --spool, else of --record, else nowhere]
     #[arg(long, value_name = "DIR")]
     pub audit_state: Option<PathBuf>,
+    /// Watch pods' logs in DIR too, which kubelets here have as podLogsDir; may be given several times
+    #[arg(long = "pod-log-dir", value_name = "DIR")]
+    pub pod_log_dirs: Vec<PathBuf>,
 }
 
 /// How acts are seen.
@@ -343,6 +346,7 @@ impl Source {
         config.audit.find &= !self.no_audit_log_search;
         config.audit.whole |= self.audit_from_start;
         one(&self.audit_state.clone().map(Some), &mut config.audit.state);
+        list(&self.pod_log_dirs, &mut config.pod_log_dirs);
     }
 }
 
@@ -419,6 +423,9 @@ impl Source {
         }
         for log in &self.audit_logs {
             add("--audit-log", log.as_os_str());
+        }
+        for dir in &self.pod_log_dirs {
+            add("--pod-log-dir", dir.as_os_str());
         }
         if self.no_audit_log_search {
             arguments.push("--no-audit-log-search".into());
@@ -591,7 +598,7 @@ mod tests {
              pause: {{digests: ['sha256:{digest}'], binaries: ['{digest}']}}\ndeny: {{static_pod: true, trust: [/file]}}\n\
              record: {{dir: /file, size: 1MiB, age: 1h, free_percent: 1}}\noutputs: [stdout:pretty]\n\
              grouping: {{window: 1s}}\nrate_limit: {{alerts: 1, per: 1s}}\nmetrics: {{listen: '127.0.0.1:1'}}\n\
-             audit: {{logs: [/file], state: /file}}\n"
+             audit: {{logs: [/file], state: /file}}\npod_log_dirs: [/file]\n"
         );
         let file = file::parse("c.yaml", &text).unwrap();
         assert_eq!(given(&[], &text), file);
@@ -602,6 +609,7 @@ mod tests {
             ["--node-name", "flag"],
             ["--audit-log", "/flag"],
             ["--audit-state", "/flag"],
+            ["--pod-log-dir", "/flag"],
             ["--hooks", "kprobe"],
             ["--without-hook", "ptrace"],
             ["--btf", "/flag"],

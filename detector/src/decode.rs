@@ -82,6 +82,8 @@ pub struct Entry {
     pub watch: u32,
     /// An LSM program refused it.
     pub denied: bool,
+    /// `iattr->ia_valid` where attributes change.
+    pub attributes: u32,
     /// Name of the entry, or what is mounted; then the new name, a link's target, or the mount point's name.
     pub names: [String; 2],
 }
@@ -179,10 +181,11 @@ pub fn event(raw: &[u8]) -> Result<Event, DecodeError> {
         }
         kind::ENTRY => {
             let (event, _) = fixed::<wire::Entry>(raw, kind)?;
-            let wire::Entry { header, ino, dir_ino, to_ino, to_dir_ino, dev, watch, flags, names, .. } = event;
+            let wire::Entry { header, ino, dir_ino, to_ino, to_dir_ino, dev, watch, flags, attributes, names, .. } =
+                event;
             let names = names.each_ref().map(|name| c_string(name));
             let denied = flags & wire::DENIED != 0;
-            Ok(Event::Entry(Entry { header, ino, dir_ino, to_ino, to_dir_ino, dev, watch, denied, names }))
+            Ok(Event::Entry(Entry { header, ino, dir_ino, to_ino, to_dir_ino, dev, watch, denied, attributes, names }))
         }
         kind::CHANGE => Ok(Event::Change(fixed(raw, kind)?.0)),
         kind::PATH => {

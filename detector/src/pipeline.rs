@@ -7,7 +7,7 @@ use crate::{
     detect::{
         Detector, Finding, admission::Admission, anonymous::Anonymous, around::Around, audit_log::AuditLogs,
         blocked::Blocked, container_exec::ContainerExec, delete_events::DeleteEvents, etcd_client::EtcdClient,
-        image_arrival::ImageArrivals, impair::Impair, kind_bit, operator::Operator, pause::Pause,
+        image_arrival::ImageArrivals, impair::Impair, kind_bit, node_logs::NodeLogs, operator::Operator, pause::Pause,
         public_api::PublicApi, service_account::ServiceAccount, static_pod::StaticPod, supply_chain::SupplyChain,
         tamper::Tamper, webhook_address::WebhookAddress,
     },
@@ -57,6 +57,7 @@ impl Pipeline {
             Box::<AuditLogs>::default(),
             Box::<Admission>::default(),
             Box::<Anonymous>::default(),
+            Box::<NodeLogs>::default(),
         ];
         Self {
             context: Context::default(),

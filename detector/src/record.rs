@@ -5,6 +5,7 @@
 
 mod audit;
 pub(crate) mod form;
+mod logs;
 mod node;
 mod rules;
 pub mod sense;
@@ -15,6 +16,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 pub use audit::*;
+pub use logs::*;
 pub use node::*;
 pub use rules::*;
 pub use sense::{Component, ComponentKind, Components, Endpoint, EndpointRole, Secret, SecretKind};
@@ -113,6 +115,8 @@ pub enum Body {
     Audit(Box<AuditEvent>),
     /// What became of an audit log.
     AuditLog(Box<AuditLog>),
+    /// Logs of pods, and where audit logs lie: what is watched of them, and what became of them.
+    NodeLogs(Box<NodeLogs>),
     /// Time passes; sent by the live source about once a second so that windows close on an idle node.
     Tick,
 }

@@ -57,6 +57,8 @@ pub struct Config {
     pub webhook_networks: Vec<Network>,
     /// Audit logs of kube-apiservers.
     pub audit: Audit,
+    /// Directories of pods' logs beside /var/log/pods, which is watched with default_dirs: those that kubelets here have as podLogsDir.
+    pub pod_log_dirs: Vec<PathBuf>,
     /// Networks from which the API server may be used: 10.0.0.0/8, 2001:db8::/32, 192.0.2.7; empty for those that are routed nowhere
     /// outside (RFC 1918, unique local, link-local, loopback). Applied at once.
     pub allowed_networks: Vec<Network>,
@@ -252,6 +254,7 @@ impl Default for Config {
             cri: Cri::default(),
             webhook_networks: Vec::new(),
             audit: Audit::default(),
+            pod_log_dirs: Vec::new(),
             allowed_networks: Vec::new(),
             admission_webhooks: Vec::new(),
             pause: Pause::default(),
@@ -463,6 +466,7 @@ impl Config {
                 state: self.audit.state.as_ref().or(self.spool.as_ref()).or(self.record.dir.as_ref()).cloned(),
                 proc: PathBuf::from("/proc"),
             },
+            pod_logs: self.pod_log_dirs.clone(),
         }
     }
 
@@ -484,6 +488,7 @@ impl Config {
             ("btf", self.btf != new.btf),
             ("cri", self.cri != new.cri),
             ("audit", self.audit != new.audit),
+            ("pod_log_dirs", self.pod_log_dirs != new.pod_log_dirs),
             ("deny", self.deny != new.deny),
             ("record", self.record != new.record),
             ("spool", self.spool != new.spool),

@@ -112,7 +112,7 @@ fn what_is_fine_is_taken_and_what_is_left_out_has_its_default() {
     let digest = "ab".repeat(32);
     let text = format!(
         "manifest_dirs: [/a]\ndefault_dirs: false\nnode_name: n\nhooks: kprobe\nwithout_hooks: [mmap]\nbtf: /b\n\
-         cri: {{sockets: [/c]}}\naudit: {{logs: [/g], find: false, whole: true, state: /h}}\n\
+         cri: {{sockets: [/c]}}\naudit: {{logs: [/g], find: false, whole: true, state: /h}}\npod_log_dirs: [/i]\n\
          allowed_networks: [10.0.0.0/8, '::1']\nwebhook_networks: [10.96.0.0/12, '::1']\nadmission_webhooks: ['https://policy.example/**', policy/*]\npause: {{digests: ['sha256:{digest}'], binaries: ['{digest}']}}\n\
          deny: {{static_pod: true, trust: [/d, /e={digest}]}}\n\
          record: {{dir: /f, size: 3MiB, age: 90m, free_percent: 20}}\noutputs: [stdout:json]\n\
@@ -127,6 +127,7 @@ fn what_is_fine_is_taken_and_what_is_left_out_has_its_default() {
     assert!(!options.discovery.defaults);
     assert_eq!(options.audit.logs, [PathBuf::from("/g")]);
     assert_eq!((options.audit.whole, options.audit.state), (true, Some("/h".into())));
+    assert_eq!(options.pod_logs, [PathBuf::from("/i")]);
     assert_eq!(options.cri, Some(vec![PathBuf::from("/c")]));
     assert_eq!(options.deny.unwrap()[1].sha256.as_deref(), Some(digest.as_str()));
     assert_eq!((config.limits().size, config.limits().age.as_secs()), (3 << 20, 90 * 60));
@@ -232,7 +233,7 @@ fn what_changes_is_in_force_at_once_or_named_as_waiting_for_a_restart() {
     let digest = "ab".repeat(32);
     let others = json!({
         "manifest_dirs": ["/a"], "default_dirs": false, "node_name": "n", "hooks": "lsm", "without_hooks": ["mmap"],
-        "btf": "/b", "cri": {"ask": false}, "audit": {"find": false}, "webhook_networks": ["10.0.0.0/8"], "allowed_networks": ["10.0.0.0/8"],
+        "btf": "/b", "cri": {"ask": false}, "audit": {"find": false}, "pod_log_dirs": ["/i"], "webhook_networks": ["10.0.0.0/8"], "allowed_networks": ["10.0.0.0/8"],
         "admission_webhooks": ["policy/webhook"], "pause": {"binaries": [digest]},
         "images": {"allow": ["registry.example/**"]}, "privileged_workloads": [], "deny": {"static_pod": true},
         "record": {"dir": "/a"}, "outputs": ["stdout:json"], "spool": "/s", "grouping": {"window": "1s"}, "rate_limit": {"alerts": 1},

@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 use crate::{
     context::Context,
     record::{
-        Body, BootNs, ChangeKind, Components, ContainerInfo, ImageArrival, ImageNames, InodeKey, ManifestChange,
-        PauseConfig, ProcessKey, ProcessSeed, Record, Rules, Secret, SharedNamespaces, Start, Watched,
+        Body, BootNs, ChangeKind, Components, ContainerInfo, ImageArrival, ImageNames, InodeKey, LogsChange,
+        ManifestChange, NodeLogs, PauseConfig, ProcessKey, ProcessSeed, Record, Rules, Secret, SharedNamespaces, Start,
+        Watched,
     },
 };
 
@@ -30,6 +31,7 @@ pub struct Standing {
     pause: BTreeMap<String, Box<PauseConfig>>,
     secrets: BTreeMap<InodeKey, Box<Secret>>,
     components: Option<Box<Components>>,
+    logs: BTreeMap<String, Box<NodeLogs>>,
 }
 
 impl Standing {
@@ -52,6 +54,11 @@ impl Standing {
             Body::Secret(secret) if secret.gone => drop(self.secrets.remove(&secret.inode)),
             Body::Secret(secret) => keep(&mut self.secrets, secret.inode, secret.clone()),
             Body::Components(components) => self.components = Some(components.clone()),
+            Body::NodeLogs(logs) => match logs.change {
+                LogsChange::Watched { .. } => keep(&mut self.logs, logs.path.clone(), logs.clone()),
+                LogsChange::Unwatched => drop(self.logs.remove(&logs.path)),
+                LogsChange::Emptied { .. } | LogsChange::Removed { .. } => {}
+            },
             _ => {}
         }
     }
@@ -109,6 +116,7 @@ impl Standing {
         if let Some(components) = &self.components {
             push(now, Body::Components(components.clone()));
         }
+        self.logs.values().for_each(|logs| push(now, Body::NodeLogs(logs.clone())));
         records
     }
 }

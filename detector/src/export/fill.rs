@@ -149,6 +149,12 @@ fn body<'a>(row: &mut Row<'a>, body: &'a Body, context: &'a Context) {
             row.detail = json_text(log);
             "audit_log"
         }
+        Body::NodeLogs(logs) => {
+            row.path = text(&logs.path);
+            inode(row, logs.dir.dev, logs.dir.ino);
+            row.detail = json_text(logs);
+            "node_logs"
+        }
         Body::Tick => "tick",
     });
 }

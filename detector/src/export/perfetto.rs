@@ -259,6 +259,7 @@ impl<W: Write> Perfetto<W> {
                 Body::Secret(_) => self.instant(seen, NODE, node("secret")),
                 Body::Components(_) => self.instant(seen, NODE, "components".to_owned()),
                 Body::Audit(event) => self.instant(seen, NODE, node(&event.verb)),
+                Body::NodeLogs(_) => self.instant(seen, NODE, node("logs")),
                 Body::AuditLog(_) => self.instant(seen, NODE, node("audit log")),
                 Body::Cgroup { .. } | Body::ImageNames(_) | Body::Tick => Ok(()),
             };

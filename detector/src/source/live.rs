@@ -1,6 +1,7 @@
 //! The live source: kernel, `/proc` and the manifest view as one ordered stream.
 
 mod attached;
+mod logs;
 
 use std::{
     collections::BTreeSet,
@@ -22,6 +23,7 @@ use crate::{
         images::{self, Images},
         kernel::{self, Detached, Kernel, KernelError, Raw, Ring},
         kubelet::Discovery,
+        logs::Logs,
         manifest::{Batch, Trigger, TriggerKind, View},
         own, proc,
         runtimes::Runtimes,
@@ -54,6 +56,8 @@ pub struct Options {
     /// The agent's own files.
     pub own: Vec<(OwnRole, PathBuf)>,
     pub audit: audit::Options,
+    /// Directories of pods' logs beside the usual one.
+    pub pod_logs: Vec<PathBuf>,
 }
 
 /// Look-ups of containers for new cgroups, and the time that they took.
@@ -108,6 +112,7 @@ pub struct Live {
     images: Images,
     acting: Acting,
     sense: Sense,
+    logs: Logs,
     runtimes: Option<Runtimes>,
     own: Own,
     /// `None` where there is nothing to follow.
@@ -155,6 +160,7 @@ impl Live {
                 &options.discovery.proc,
                 options.discovery.defaults || options.discovery.explicit.is_empty(),
             ),
+            logs: Logs::new(&options.discovery.proc, options.discovery.defaults, &options.pod_logs),
             runtimes: None,
             own: own::find(&options.own),
             audit: None,
@@ -254,7 +260,7 @@ impl Live {
         let runtimes = self.runtimes.as_ref().map_or(BootNs(u64::MAX), Runtimes::deadline);
         let next =
             self.view.deadline().min(self.images.deadline()).min(runtimes).min(self.next_drain).min(self.next_tick);
-        let next = next.min(self.sense.deadline());
+        let next = next.min(self.sense.deadline()).min(self.logs.deadline());
         Duration::from_nanos(next.0.saturating_sub(proc::now().0))
     }
 
@@ -282,6 +288,12 @@ impl Live {
         if let Some(audit) = &mut self.audit {
             batch.bodies.extend(audit.poll(&mut self.warnings));
         }
+        for body in &batch.bodies {
+            if let Body::AuditLog(log) = body {
+                self.logs.audit_log(&log.path, now);
+            }
+        }
+        self.look_at_logs(now, &mut batch);
         batch.watch_changed |= images.watch_changed;
         if now >= self.next_tick
             && let Some(trusted) = &mut self.trusted
@@ -381,8 +393,9 @@ impl Live {
                 set.insert(InodeKey { dev: device, ino: 0 }, watch::BLOCK);
             }
             let protected = self.trusted.iter().flat_map(Trusted::inodes).map(|inode| (inode, watch::FILE));
+            let logs = self.logs.watch_set().iter().map(|(inode, flags)| (*inode, *flags));
             let stores = self.images.watch_set().iter().map(|(inode, flags)| (*inode, *flags));
-            for (inode, flags) in protected.chain(stores).chain(own::watch_set(&self.own)) {
+            for (inode, flags) in protected.chain(stores).chain(own::watch_set(&self.own)).chain(logs) {
                 *set.entry(inode).or_insert(0) |= flags;
             }
             self.kernel.watch(&set, self.view.depth())?;
@@ -467,6 +480,7 @@ impl Live {
             return nothing;
         }
         let Ok(event) = decode::event(&raw.bytes) else { return nothing };
+        self.acted_on_logs(&event, now);
         match &event {
             Event::Cgroup { event, path } => {
                 let started = Instant::now();

@@ -8,6 +8,7 @@ pub mod images;
 pub mod kernel;
 pub mod kubelet;
 pub mod live;
+pub mod logs;
 pub mod manifest;
 mod own;
 pub mod proc;

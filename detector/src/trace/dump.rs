@@ -112,6 +112,7 @@ pub fn kind_name(body: &Body) -> &'static str {
         Body::Hooks(_) => "hooks",
         Body::Audit(_) => "audit",
         Body::AuditLog(_) => "audit log",
+        Body::NodeLogs(_) => "node logs",
         Body::Tick => "tick",
     }
 }

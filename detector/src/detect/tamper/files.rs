@@ -38,6 +38,9 @@ pub fn act<'a>(event: &'a Event, own: &Own) -> Option<Act<'a>> {
             let verb = match header.hook {
                 hook::INODE_UNLINK => "removed",
                 hook::INODE_RENAME => "renamed",
+                // ATTR_SIZE. Who may read it, and when it was read, is not what it says.
+                hook::INODE_SETATTR if entry.attributes & 1 << 3 != 0 => "truncated",
+                hook::INODE_SETATTR => return None,
                 _ => hook_name(header.hook),
             };
             entry.names.iter().find_map(|name| found(own, &dirs, name, verb))

@@ -223,10 +223,7 @@ mod tests {
         hooks(&mut stream, all.map(|name| change(name, name == "mount", None, None)).to_vec());
         let alerts = gone(stream.alerts());
         assert_eq!(alerts.len(), 1);
-        assert_eq!(
-            alerts[0].title,
-            "4 of the detector's hooks are not attached any more: file-open, mount, mmap, ..."
-        );
+        assert_eq!(alerts[0].title, "4 of the detector's hooks are not attached any more: file-open, mount, mmap, ...");
         assert_eq!((alerts[0].severity, &alerts[0].process), (Severity::Critical, &None));
     }
 

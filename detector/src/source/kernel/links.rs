@@ -180,8 +180,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let [one, other] = ["kprobes", "ftrace"].map(|name| dir.path().join(name));
         let switch = |path: &Path, hooks| Switch { path: path.to_owned(), hooks, off: "off" };
-        let links =
-            Links { links: Vec::new(), switches: vec![switch(&one, vec!["mount"]), switch(&other, vec!["mount", "mmap"])] };
+        let links = Links {
+            links: Vec::new(),
+            switches: vec![switch(&one, vec!["mount"]), switch(&other, vec!["mount", "mmap"])],
+        };
         assert_eq!(links.detached(), []);
         for (texts, count) in [(["1\n", "1\n"], 0), (["0\n", "1\n"], 1), (["1\n", "0\n"], 2), (["0\n", "0\n"], 2)] {
             fs::write(&one, texts[0]).unwrap();

@@ -155,6 +155,11 @@ impl Sense {
         batch
     }
 
+    /// Processes that are this part of the control plane.
+    pub fn processes(&self, kind: ComponentKind) -> impl Iterator<Item = u32> {
+        self.components.components.iter().filter(move |found| found.kind == kind).map(|found| found.process.pid)
+    }
+
     /// Files, and with inode 0 whole file systems, whose readers are to be reported.
     #[must_use]
     pub fn secrets(&self) -> BTreeSet<InodeKey> {
