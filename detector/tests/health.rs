@@ -14,6 +14,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+mod inject;
+
+use inject::Stopped;
+#[cfg(target_arch = "x86_64")]
+use inject::call_in;
 use nix::{
     libc,
     sys::signal::{Signal, kill},
@@ -150,14 +155,6 @@ impl Agent {
             thread::sleep(Duration::from_millis(100));
         }
     }
-
-    /// Descriptors of the agent's links.
-    #[cfg(target_arch = "x86_64")]
-    fn links(&self) -> Vec<i32> {
-        let fds = fs::read_dir(format!("/proc/{}/fdinfo", self.pid())).unwrap().map(|entry| entry.unwrap());
-        let links = fds.filter(|fd| fs::read_to_string(fd.path()).is_ok_and(|info| info.contains("link_id:")));
-        links.map(|fd| fd.file_name().to_str().unwrap().parse().unwrap()).collect()
-    }
 }
 
 impl Drop for Agent {
@@ -165,30 +162,6 @@ impl Drop for Agent {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// A thread of another process, stopped for as long as this lives.
-struct Stopped(Pid);
-
-impl Stopped {
-    /// Stops the main thread; the others go on.
-    fn main_thread(process: Pid) -> Self {
-        ptrace(libc::PTRACE_ATTACH, process, 0, 0);
-        assert!(nix::sys::wait::waitpid(process, Some(nix::sys::wait::WaitPidFlag::__WALL)).is_ok());
-        Self(process)
-    }
-}
-
-impl Drop for Stopped {
-    fn drop(&mut self) {
-        ptrace(libc::PTRACE_DETACH, self.0, 0, 0);
-    }
-}
-
-fn ptrace(request: libc::c_uint, process: Pid, address: usize, data: usize) {
-    // SAFETY: what `data` points to, where it points to something, is larger than what the kernel reads or writes there.
-    let done = unsafe { libc::ptrace(request, process.as_raw(), address, data) };
-    assert!(done >= 0, "ptrace {request}: {}", std::io::Error::last_os_error());
 }
 
 #[test]
@@ -253,7 +226,7 @@ fn what_happens_is_counted_and_told_while_it_goes_on() {
 fn a_hook_that_is_really_detached_is_said_by_probe_metric_and_standard_error() {
     let agent = Agent::start();
     assert_eq!(agent.reasons("/healthz", 200), [""; 0]);
-    let links = agent.links();
+    let links = inject::links(agent.pid());
     assert!(links.len() > 5, "{links:?}");
     let attached = |samples: &BTreeMap<String, f64>| {
         let hooks = samples.iter().filter(|(name, _)| name.starts_with("detector_hook_attached"));
@@ -264,13 +237,11 @@ fn a_hook_that_is_really_detached_is_said_by_probe_metric_and_standard_error() {
     let refused = detach(&agent, links[0]).unwrap_err();
     assert!(matches!(refused.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EPERM)), "{refused}");
     call_in(agent.pid(), libc::SYS_close, u64::try_from(links[0]).unwrap());
-    assert!(!agent.links().contains(&links[0]), "the descriptor is still open");
+    assert!(!inject::links(agent.pid()).contains(&links[0]), "the descriptor is still open");
 
     let reasons = agent.reasons("/healthz", 503);
-    assert!(
-        reasons.len() == 1 && reasons[0].ends_with("is not attached any more: its descriptor is closed"),
-        "{reasons:?}"
-    );
+    // Closed, or by now another one's: the agent opens files all the time.
+    assert!(reasons.len() == 1 && reasons[0].contains("is not attached any more: its descriptor is "), "{reasons:?}");
     assert_eq!(agent.reasons("/livez", 503), reasons);
     assert_eq!(agent.until("degraded: hook"), format!("degraded: {}", reasons[0]));
     let samples = agent.samples_when("detector_loop_silent_seconds", 0.0);
@@ -293,30 +264,6 @@ fn detach(agent: &Agent, link: i32) -> std::io::Result<()> {
     let info = fs::read_to_string(format!("/proc/{}/fdinfo/{link}", agent.pid())).unwrap();
     let id = info.lines().find_map(|line| line.strip_prefix("link_id:")).unwrap().trim().parse().unwrap();
     bpf(LINK_DETACH, bpf(LINK_GET_FD_BY_ID, id)?).map(drop)
-}
-
-/// Makes another process make a system call.
-#[cfg(target_arch = "x86_64")]
-fn call_in(process: Pid, number: i64, argument: u64) {
-    let stopped = Stopped::main_thread(process);
-    // SAFETY: plain data, for which zeroes are fine.
-    let mut before: libc::user_regs_struct = unsafe { std::mem::zeroed() };
-    ptrace(libc::PTRACE_GETREGS, process, 0, &raw mut before as usize);
-    // It waits in a system call, whose instruction is just before.
-    let mut call = before;
-    call.rip -= 2;
-    call.rax = number.cast_unsigned();
-    call.rdi = argument;
-    // What the kernel would do to begin the interrupted call anew is not for this one.
-    call.orig_rax = u64::MAX;
-    ptrace(libc::PTRACE_SETREGS, process, 0, &raw const call as usize);
-    ptrace(libc::PTRACE_SINGLESTEP, process, 0, 0);
-    assert!(nix::sys::wait::waitpid(process, Some(nix::sys::wait::WaitPidFlag::__WALL)).is_ok());
-    let mut after = call;
-    ptrace(libc::PTRACE_GETREGS, process, 0, &raw mut after as usize);
-    assert_eq!(after.rax, 0, "the call did not do it");
-    ptrace(libc::PTRACE_SETREGS, process, 0, &raw const before as usize);
-    drop(stopped);
 }
 
 #[test]

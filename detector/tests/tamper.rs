@@ -2,10 +2,14 @@
 //! kernel. Needs root.
 #![expect(clippy::unwrap_used, reason = "a test helper that fails ends its test")]
 
+#[cfg(target_arch = "x86_64")]
+mod inject;
+
 use std::{
-    io::{BufRead as _, BufReader},
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
     os::fd::AsRawFd as _,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::mpsc::{self, Receiver, RecvTimeoutError},
     thread,
@@ -182,8 +186,125 @@ fn who_stops_the_agent_is_named_and_its_supervisor_may_end_it() {
     // This test started it.
     kill(agent.pid(), Signal::SIGTERM).unwrap();
     assert!(agent.child.wait().unwrap().success());
-    let rest: Vec<Value> = agent.alerts.iter().filter(|alert| alert["evidence"][0]["kind"] == "signal").collect();
+    let of = |alert: &Value| matches!(alert["evidence"][0]["kind"].as_str(), Some("signal" | "hooks"));
+    let rest: Vec<Value> = agent.alerts.iter().filter(of).collect();
     assert_eq!(rest, Vec::<Value>::new());
+}
+
+/// Nobody detaches a link from outside: whoever does it gets into the agent and closes its descriptor there.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn a_hook_that_is_detached_is_told_with_whoever_got_into_the_agent_and_one_that_never_was_attached_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("config.yaml");
+    fs::write(&config, "grouping: {window: 1s}\n").unwrap();
+    let agent = Agent::start(&["--without-hook", "exit", "--config", config.to_str().unwrap()]);
+    // The twins: a reload, and what could not be attached at the start.
+    kill(agent.pid(), Signal::SIGHUP).unwrap();
+    agent.silent("detector-tampering", |alert| alert["title"].as_str().unwrap().contains("not attached"));
+    let link = inject::links(agent.pid())[0];
+    inject::call_in(agent.pid(), libc::SYS_close, u64::try_from(link).unwrap());
+    let alert = agent.alert(" is not attached any more after ");
+    assert!(matches!(alert["severity"].as_str(), Some("high" | "critical")), "{alert:#}");
+    assert_eq!(alert["technique"]["id"], "detector-tampering");
+    assert_eq!(alert["process"]["pid"], std::process::id());
+    let evidence = alert["evidence"].as_array().unwrap();
+    // Closed, or another one's: the agent opens files all the time.
+    assert!(evidence.last().unwrap()["detail"].as_str().unwrap().starts_with("its descriptor is "), "{alert:#}");
+    // Once.
+    agent.silent("detector-tampering", |alert| alert["title"].as_str().unwrap().contains("not attached"));
+}
+
+/// A pod's logs, as kubelet and the runtime lay them out, and an agent that watches them.
+struct Logs {
+    agent: Agent,
+    dir: tempfile::TempDir,
+}
+
+impl Logs {
+    fn start(names: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let logs = Self::container(dir.path());
+        fs::create_dir_all(&logs).unwrap();
+        for name in names {
+            fs::write(logs.join(name), LINE.repeat(100)).unwrap();
+        }
+        let agent = Agent::start(&["--pod-log-dir", dir.path().to_str().unwrap()]);
+        Self { agent, dir }
+    }
+
+    fn container(dir: &Path) -> PathBuf {
+        dir.join("shop_web_0a1b/app")
+    }
+
+    fn log(&self, name: &str) -> PathBuf {
+        Self::container(self.dir.path()).join(name)
+    }
+
+    fn silent(&self) {
+        self.agent.silent("delete-kubernetes-events", |_| true);
+    }
+
+    /// Runs a program, whose alert has to come.
+    fn told(&self, title: &str, program: &str, arguments: &[&Path]) {
+        let mut child = Command::new(program).args(arguments).spawn().unwrap();
+        let pid = child.id();
+        assert!(child.wait().unwrap().success());
+        let alert = self.agent.alert(title);
+        assert_eq!(
+            (&alert["technique"]["id"], &alert["severity"]),
+            (&json!("delete-kubernetes-events"), &json!("medium"))
+        );
+        assert_eq!(alert["process"]["pid"], pid, "{alert:#}");
+        assert!(alert["file"]["path"].as_str().unwrap().starts_with(self.dir.path().to_str().unwrap()));
+    }
+}
+
+const LINE: &str = "2026-11-25T10:00:00.000000000Z stdout F a line of a log\n";
+
+#[test]
+fn who_empties_removes_or_overwrites_a_pods_log_is_named_and_what_the_runtime_does_is_silent() {
+    let logs = Logs::start(&["0.log", "1.log", "2.log"]);
+    let log = logs.log("0.log");
+    // What the runtime does, and kubelet when it rotates: it adds, makes new ones, and one is renamed.
+    let append = || fs::OpenOptions::new().append(true).create(true).open(&log).unwrap();
+    let mut old = append();
+    old.write_all(LINE.as_bytes()).unwrap();
+    fs::rename(&log, logs.log("0.log.20261125-101112")).unwrap();
+    append().write_all(LINE.repeat(50).as_bytes()).unwrap();
+    old.write_all(LINE.as_bytes()).unwrap();
+    logs.silent();
+
+    let of = "Log of app of pod shop/web";
+    logs.told(&format!("{of} emptied by "), "truncate", &[Path::new("--size=0"), &log]);
+    logs.told(&format!("{of} removed by "), "rm", &[&logs.log("1.log")]);
+    let other = logs.log("other");
+    fs::write(&other, "other\n").unwrap();
+    logs.told(&format!("{of} replaced by "), "mv", &[&other, &logs.log("2.log")]);
+    // A byte is written over, and nothing is shorter.
+    append().write_all(LINE.as_bytes()).unwrap();
+    let file = format!("of={}", log.display());
+    let one = ["if=/dev/zero", &file, "bs=1", "count=1", "conv=notrunc", "status=none"].map(Path::new);
+    logs.told(&format!("{of} opened for writing by "), "dd", &one);
+    // With everything around it.
+    let pod = logs.dir.path().join("shop_web_0a1b");
+    logs.told(&format!("{of} removed by "), "mv", &[&pod, &logs.dir.path().join(".gone")]);
+}
+
+#[test]
+fn a_log_that_is_truncated_by_its_path_is_its_truncaters_and_one_that_was_copied_before_is_low() {
+    let logs = Logs::start(&["0.log", "1.log"]);
+    logs.silent();
+    // No descriptor is opened for that.
+    nix::unistd::truncate(&logs.log("0.log"), 1).unwrap();
+    let alert = logs.agent.alert("Log of app of pod shop/web emptied by ");
+    assert_eq!((&alert["severity"], &alert["process"]["pid"]), (&json!("medium"), &json!(std::process::id())));
+    // As logrotate does it with copytruncate.
+    fs::copy(logs.log("1.log"), logs.log("1.log.1")).unwrap();
+    fs::OpenOptions::new().write(true).open(logs.log("1.log")).unwrap().set_len(0).unwrap();
+    let alert = logs.agent.alert("Log of app of pod shop/web rotated by ");
+    assert_eq!((&alert["severity"], &alert["process"]["pid"]), (&json!("low"), &json!(std::process::id())));
+    logs.silent();
 }
 
 #[test]
