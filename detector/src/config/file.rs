@@ -2,7 +2,10 @@
 
 use std::{fmt, fs::File, io::Read as _, os::unix::fs::OpenOptionsExt as _, path::Path};
 
-use serde::{Deserialize, de::IgnoredAny};
+use serde::{
+    Deserialize,
+    de::{DeserializeOwned, IgnoredAny},
+};
 use serde_saphyr::{Error, Spanned};
 
 use super::{Config, Conflict};
@@ -94,6 +97,14 @@ pub fn read(path: &Path) -> Result<String, Problem> {
 /// # Errors
 /// When it is none.
 pub fn parse(name: &str, text: &str) -> Result<Config, Problem> {
+    yaml(name, text)
+}
+
+/// What a text of YAML or JSON says.
+///
+/// # Errors
+/// When it does not say that, with the place.
+pub fn yaml<T: DeserializeOwned>(name: &str, text: &str) -> Result<T, Problem> {
     serde_saphyr::from_str_with_options(text, options()).map_err(|error| {
         let error = error.without_snippet();
         Problem { file: name.to_owned(), place: place(error.location()), what: what(error) }
@@ -115,7 +126,8 @@ fn options() -> serde_saphyr::Options {
     }
 }
 
-fn place(location: Option<serde_saphyr::Location>) -> Option<(u64, u64)> {
+/// Line and column, from 1.
+pub fn place(location: Option<serde_saphyr::Location>) -> Option<(u64, u64)> {
     location.map(|at| (at.line(), at.column())).filter(|(line, _)| *line > 0)
 }
 

@@ -1,15 +1,13 @@
 //! Requests to the API server that detection is about, made harmlessly: with a kubeconfig, so that the audit log has them and nothing of it
 //! is forged.
 
-use std::{fs, path::Path, process::ExitCode, sync::Arc, time::Instant};
+use std::{path::Path, process::ExitCode, sync::Arc, time::Instant};
 
 use anyhow::{Context as _, bail};
-use base64::{Engine as _, prelude::BASE64_STANDARD};
-use serde::Deserialize;
 use serde_json::json;
-use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem};
+use ureq::tls::{RootCerts, TlsConfig};
 
-use super::{PATIENCE, agent::Agent, verdict};
+use super::{PATIENCE, agent::Agent, kubeconfig::Kubeconfig, verdict};
 use crate::{cli::Source, escape::escape, source::audit::find};
 
 /// What is asked.
@@ -33,7 +31,7 @@ pub fn drill(act: Act, source: &Source, kubeconfig: Option<&Path>) -> anyhow::Re
             "no kube-apiserver that writes an audit log (--audit-log-path) runs here: run the drill on its node, or name the log with --audit-log PATH"
         );
     }
-    let api = Api::open(kubeconfig).with_context(|| format!("{}", kubeconfig.display()))?;
+    let api = Api::open(kubeconfig)?;
     let mut agent = Agent::start(source)?;
     let id = format!("detector-drill-{}", std::process::id());
     let since = Instant::now();
@@ -51,7 +49,7 @@ pub fn drill(act: Act, source: &Source, kubeconfig: Option<&Path>) -> anyhow::Re
         }
         Act::Anonymous => {
             println!("drill: asking for /version without any credential");
-            let code = api.without_credential()?.ask(Method::Get, &format!("/version?drill={id}"))?;
+            let code = api.without_credential().ask(Method::Get, &format!("/version?drill={id}"))?;
             println!("drill: the API server answered {code}");
             ("public-api-endpoint", "request without authentication")
         }
@@ -123,105 +121,26 @@ enum Method<'a> {
 
 /// An API server, as a kubeconfig names it.
 struct Api {
-    server: String,
-    roots: Vec<Certificate<'static>>,
-    token: Option<String>,
+    config: Kubeconfig,
     agent: ureq::Agent,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct Kubeconfig {
-    current_context: String,
-    contexts: Vec<Named<ContextOf>>,
-    clusters: Vec<Named<Cluster>>,
-    users: Vec<Named<User>>,
-}
-
-#[derive(Deserialize)]
-struct Named<T> {
-    name: String,
-    #[serde(alias = "context", alias = "cluster", alias = "user")]
-    is: T,
-}
-
-#[derive(Deserialize)]
-struct ContextOf {
-    cluster: String,
-    user: String,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct Cluster {
-    server: String,
-    certificate_authority_data: Option<String>,
-    certificate_authority: Option<String>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default, rename_all = "kebab-case")]
-struct User {
-    token: Option<String>,
-    #[serde(rename = "tokenFile")]
-    token_file: Option<String>,
-    client_certificate_data: Option<String>,
-    client_certificate: Option<String>,
-    client_key_data: Option<String>,
-    client_key: Option<String>,
 }
 
 impl Api {
     fn open(path: &Path) -> anyhow::Result<Self> {
-        let text = crate::config::file::read(path).map_err(|problem| anyhow::anyhow!(problem.what))?;
-        let config: Kubeconfig = serde_saphyr::from_str(&text).context("no kubeconfig")?;
-        let context = named(config.contexts, &config.current_context, "context")?;
-        let cluster = named(config.clusters, &context.cluster, "cluster")?;
-        let user = named(config.users, &context.user, "user")?;
-        let beside = |file: String| path.parent().unwrap_or(Path::new(".")).join(file);
-        let pem = |data: Option<String>, file: Option<String>| -> anyhow::Result<Option<Vec<u8>>> {
-            Ok(match (data, file) {
-                (Some(data), _) => Some(BASE64_STANDARD.decode(data.trim()).context("no base64 in it")?),
-                (None, Some(file)) => Some(fs::read(beside(file.clone())).context(file)?),
-                (None, None) => None,
-            })
-        };
-        let authority = pem(cluster.certificate_authority_data, cluster.certificate_authority)?;
-        let roots = authority.map(|pem| certificates(&pem)).transpose()?.unwrap_or_default();
-        let certificate = pem(user.client_certificate_data, user.client_certificate)?;
-        let key = pem(user.client_key_data, user.client_key)?;
-        let client = match (certificate, key) {
-            (Some(certificate), Some(key)) => {
-                let key = PrivateKey::from_pem(&key).context("the client's key")?;
-                Some(ClientCert::new_with_certs(&certificates(&certificate)?, key))
-            }
-            _ => None,
-        };
-        let token = match (user.token, user.token_file) {
-            (Some(token), _) => Some(token),
-            (None, Some(file)) => Some(fs::read_to_string(beside(file.clone())).context(file)?.trim().to_owned()),
-            (None, None) => None,
-        };
-        if client.is_none() && token.is_none() {
-            bail!(
-                "the user {} has neither a token nor a client certificate; plugins are not run",
-                escape(&context.user)
-            );
-        }
-        let server = cluster.server.trim_end_matches('/').to_owned();
-        Ok(Self { agent: agent(&roots, client), server, roots, token })
+        let config = Kubeconfig::load(path)?;
+        Ok(Self { agent: agent(&config), config })
     }
 
     /// The same, as anybody may ask it.
-    fn without_credential(&self) -> anyhow::Result<Self> {
-        let roots = self.roots.clone();
-        Ok(Self { server: self.server.clone(), agent: agent(&roots, None), roots, token: None })
+    fn without_credential(&self) -> Self {
+        let config = Kubeconfig { token: None, client: None, ..self.config.clone() };
+        Self { agent: agent(&config), config }
     }
 
     /// HTTP status of the answer.
     fn ask(&self, method: Method<'_>, path: &str) -> anyhow::Result<u16> {
-        let url = format!("{}{path}", self.server);
-        let token = self.token.as_ref().map(|token| format!("Bearer {token}"));
+        let url = format!("{}{path}", self.config.server);
+        let token = self.config.token.as_ref().map(|token| format!("Bearer {token}"));
         let response = match method {
             Method::Get | Method::Delete => {
                 let request =
@@ -234,14 +153,15 @@ impl Api {
                 request.send(body.to_string())
             }
         };
-        Ok(response.with_context(|| format!("asking {}", escape(&self.server)))?.status().as_u16())
+        Ok(response.with_context(|| format!("asking {}", escape(&self.config.server)))?.status().as_u16())
     }
 }
 
-fn agent(roots: &[Certificate<'static>], client: Option<ClientCert>) -> ureq::Agent {
-    let mut tls = TlsConfig::builder().client_cert(client);
-    if !roots.is_empty() {
-        tls = tls.root_certs(RootCerts::Specific(Arc::new(roots.to_vec())));
+fn agent(config: &Kubeconfig) -> ureq::Agent {
+    let mut tls =
+        TlsConfig::builder().client_cert(config.client.clone()).disable_verification(config.takes_any_certificate);
+    if !config.roots.is_empty() {
+        tls = tls.root_certs(RootCerts::Specific(Arc::new(config.roots.clone())));
     }
     ureq::Agent::config_builder()
         .tls_config(tls.build())
@@ -254,49 +174,11 @@ fn agent(roots: &[Certificate<'static>], client: Option<ClientCert>) -> ureq::Ag
         .new_agent()
 }
 
-fn certificates(pem: &[u8]) -> anyhow::Result<Vec<Certificate<'static>>> {
-    let found: Result<Vec<_>, _> = parse_pem(pem).collect();
-    let found = found.context("no certificate")?.into_iter().filter_map(|item| match item {
-        PemItem::Certificate(certificate) => Some(certificate.to_owned()),
-        _ => None,
-    });
-    let found: Vec<_> = found.collect();
-    if found.is_empty() {
-        bail!("no certificate in it (-----BEGIN CERTIFICATE-----)");
-    }
-    Ok(found)
-}
-
-fn named<T>(all: Vec<Named<T>>, name: &str, what: &str) -> anyhow::Result<T> {
-    let found = all.into_iter().find(|one| one.name == name);
-    found.map(|found| found.is).with_context(|| format!("no {what} is called {}", escape(name)))
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::{Read as _, Write as _};
 
     use super::*;
-
-    fn opened(text: &str) -> anyhow::Result<Api> {
-        let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("token"), "from-file\n").unwrap();
-        let path = dir.path().join("config");
-        fs::write(&path, text).unwrap();
-        Api::open(&path)
-    }
-
-    const CONFIG: &str = "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{name: c, context: {cluster: k, user: u}}]\n\
-        clusters: [{name: k, cluster: {server: 'https://127.0.0.1:6443/'}}]\nusers: [{name: u, user: {USER}}]\npreferences: {}\n";
-
-    #[test]
-    fn a_kubeconfig_says_whom_to_ask_and_as_whom() {
-        let api = opened(&CONFIG.replace("USER", "token: abc")).unwrap();
-        assert_eq!((api.server.as_str(), api.token.as_deref()), ("https://127.0.0.1:6443", Some("abc")));
-        let api = opened(&CONFIG.replace("USER", "tokenFile: token")).unwrap();
-        assert_eq!(api.token.as_deref(), Some("from-file"));
-        assert_eq!(api.without_credential().unwrap().token, None);
-    }
 
     #[test]
     fn requests_are_what_the_api_takes_and_the_token_goes_only_where_it_is_meant_to() {
@@ -319,10 +201,11 @@ mod tests {
             }
             heads
         });
-        let api = opened(&CONFIG.replace("USER", "token: abc").replace("https://127.0.0.1:6443/", &server)).unwrap();
+        let config = Kubeconfig { server, token: Some("abc".to_owned()), ..Kubeconfig::default() };
+        let api = Api { agent: agent(&config), config };
         assert_eq!(api.ask(Method::Delete, "/api/v1/events?fieldSelector=a%3Db").unwrap(), 403);
         assert_eq!(api.ask(Method::Post(&configuration("n")), WEBHOOKS).unwrap(), 403);
-        assert_eq!(api.without_credential().unwrap().ask(Method::Get, "/version").unwrap(), 403);
+        assert_eq!(api.without_credential().ask(Method::Get, "/version").unwrap(), 403);
         let heads = heads.join().unwrap();
         assert!(heads[0].starts_with("delete /api/v1/events?fieldselector=a%3db http/1.1"), "{}", heads[0]);
         assert!(heads[1].starts_with(&format!("post {WEBHOOKS} http/1.1")), "{}", heads[1]);
@@ -330,19 +213,5 @@ mod tests {
         assert!(heads[..2].iter().all(|head| head.contains("authorization: bearer abc")), "{heads:?}");
         assert!(heads[2].starts_with("get /version") && !heads[2].contains("authorization"), "{}", heads[2]);
         assert!(expect(403, "delete").unwrap_err().to_string().contains("needs the right to delete"));
-    }
-
-    #[test]
-    fn what_cannot_be_used_says_why() {
-        for (text, says) in [
-            (CONFIG.replace("USER", "exec: {command: aws}"), "neither a token nor a client certificate"),
-            (CONFIG.replace("USER", "token: a").replace("user: u}", "user: x}"), "no user is called x"),
-            (CONFIG.replace("USER", "client-certificate-data: '?', client-key-data: '?'"), "no base64"),
-            (CONFIG.replace("USER", "client-certificate: none, client-key: none"), "none"),
-            ("a: b".to_owned(), "no kubeconfig"),
-        ] {
-            let Err(error) = opened(&text) else { panic!("{text}") };
-            assert!(format!("{error:#}").contains(says), "{error:#}");
-        }
     }
 }

@@ -5,6 +5,7 @@ mod api;
 pub mod container;
 mod container_exec;
 mod dropped;
+mod kubeconfig;
 mod malicious_pause;
 mod service_account;
 mod static_pod;
