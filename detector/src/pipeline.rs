@@ -9,7 +9,7 @@ use crate::{
         blocked::Blocked, container_exec::ContainerExec, delete_events::DeleteEvents, etcd_client::EtcdClient,
         image_arrival::ImageArrivals, impair::Impair, kind_bit, node_logs::NodeLogs, operator::Operator, pause::Pause,
         public_api::PublicApi, service_account::ServiceAccount, static_pod::StaticPod, supply_chain::SupplyChain,
-        tamper::Tamper, webhook_address::WebhookAddress,
+        tamper::Tamper, token_use::TokenUse, webhook_address::WebhookAddress,
     },
     record::{Body, Record},
 };
@@ -58,6 +58,7 @@ impl Pipeline {
             Box::<Admission>::default(),
             Box::<Anonymous>::default(),
             Box::<NodeLogs>::default(),
+            Box::<TokenUse>::default(),
         ];
         Self {
             context: Context::default(),
@@ -79,6 +80,7 @@ impl Pipeline {
             _ => None,
         };
         self.context.learn(record.time, &record.body, event.as_ref());
+        self.context.connected(record, event.as_ref());
         let kind = event.as_ref().map(|event| kind_bit(event.header().kind));
         let mut alerts = Vec::new();
         for (_, detector) in self.detectors.iter_mut().filter(|(kinds, _)| kind.is_none_or(|kind| kinds & kind != 0)) {

@@ -19,7 +19,7 @@ pub use audit::*;
 pub use logs::*;
 pub use node::*;
 pub use rules::*;
-pub use sense::{Component, ComponentKind, Components, Endpoint, EndpointRole, Secret, SecretKind};
+pub use sense::{Client, Clients, Component, ComponentKind, Components, Endpoint, EndpointRole, Secret, SecretKind};
 
 /// Nanoseconds of `CLOCK_BOOTTIME` of the recorded host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -107,6 +107,8 @@ pub enum Body {
     Secret(Box<Secret>),
     /// Which parts of Kubernetes' control plane run here, and where they and the cluster's API servers listen; whenever it changes.
     Components(Box<Components>),
+    /// Who was connected to API servers already, when the kernel begins to tell of their clients, and after it lost some.
+    Clients(Box<Clients>),
     /// Records were lost.
     Loss(Box<Loss>),
     /// Hooks that were attached are not any more, or are again.

@@ -329,6 +329,12 @@ pub fn audit(user: &str, verb: &str, uri: &str) -> AuditEvent {
     }
 }
 
+/// RFC 3339, on the host of these streams.
+pub fn wall(time: BootNs) -> String {
+    let ns = time.wall(1_767_225_600 * SECOND);
+    jiff::Timestamp::from_nanosecond(ns).unwrap().to_string()
+}
+
 pub const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: web, namespace: shop}\nspec: {containers: [{name: web, image: web:1}]}\n";
 
 /// Records in order, a millisecond apart unless told otherwise.

@@ -103,6 +103,15 @@ pub fn connect(actor: Actor, to: &str, endpoint: u32) -> Bytes {
     )
 }
 
+/// The same from an address, in a network namespace.
+pub fn connect_from(actor: Actor, from: &str, to: &str, net_ns: u32) -> Bytes {
+    let mut raw = connect(actor, to, wire::endpoint::API).to_vec();
+    let mut put = |at: usize, bytes: &[u8]| raw[at..at + bytes.len()].copy_from_slice(bytes);
+    put(std::mem::offset_of!(wire::Connection, local), &sense::octets(from.parse().unwrap()));
+    put(std::mem::offset_of!(wire::Connection, net_ns), &net_ns.to_ne_bytes());
+    raw.into()
+}
+
 /// This node's API server accepts a connection, in nobody's name.
 pub fn accept(from: &str, at: &str) -> Bytes {
     let [from, at]: [std::net::SocketAddr; 2] = [from, at].map(|text| text.parse().unwrap());

@@ -2,6 +2,7 @@
 
 pub mod acting;
 pub mod cgroup;
+pub mod clients;
 pub mod container;
 pub mod image;
 pub mod process;
@@ -18,6 +19,7 @@ use crate::{
     context::{
         acting::Acting,
         cgroup::Cgroups,
+        clients::Clients,
         container::{Container, Containers, FirstExecs, Namespaces},
         image::Images,
         process::Processes,
@@ -48,6 +50,7 @@ pub struct Context {
     /// The container whose first program runs with the record that was learned last.
     begins: Option<String>,
     pub sense: sense::Sense,
+    pub clients: Clients,
 }
 
 impl Context {
@@ -84,6 +87,7 @@ impl Context {
             Body::Tick => {
                 self.containers.forget(time);
                 self.acting.forget(|process| self.processes.get(process).is_some());
+                self.clients.forget(|process| self.processes.get(process).is_some());
             }
             Body::Secret(secret) => self.sense.secret(secret),
             Body::Components(components) => self.components(components),

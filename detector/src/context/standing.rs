@@ -117,6 +117,9 @@ impl Standing {
             push(now, Body::Components(components.clone()));
         }
         self.logs.values().for_each(|logs| push(now, Body::NodeLogs(logs.clone())));
+        if let Some(clients) = context.clients.standing() {
+            push(now, Body::Clients(Box::new(clients)));
+        }
         records
     }
 }

@@ -48,5 +48,7 @@ fn is_called(kind: ComponentKind, process: ProcessKey, context: &Context) -> boo
         ComponentKind::Kubelet => matches!(name, "kubelet" | "k3s" | "kubelite" | "hyperkube"),
         ComponentKind::ApiServer => matches!(name, "kube-apiserver" | "k3s" | "kubelite" | "hyperkube"),
         ComponentKind::Etcd => name == "etcd",
+        ComponentKind::ControllerManager => name == "kube-controller-manager",
+        ComponentKind::Scheduler => name == "kube-scheduler",
     }
 }

@@ -19,12 +19,14 @@ pub mod operator;
 pub mod pause;
 pub mod public_api;
 mod request;
+mod sender;
 pub mod service_account;
 pub mod static_pod;
 mod stored;
 pub mod supply_chain;
 pub mod tamper;
 pub mod technique;
+pub mod token_use;
 pub mod webhook_address;
 
 use crate::{

@@ -3,7 +3,7 @@
 use crate::{
     alert::{Evidence, Severity, Technique},
     context::Context,
-    detect::Finding,
+    detect::{Finding, sender::sender},
     escape::escape_to,
     record::{AuditEvent, Record},
 };
@@ -73,17 +73,20 @@ pub fn evidence(record: &Record, event: &AuditEvent) -> Evidence {
     }
 }
 
-/// A finding about a request. Where the service account's token is bound to a pod that runs here, it names that pod.
+/// A finding about a request, with whoever made it, where that is known.
 #[must_use]
 pub fn finding(
     technique: &'static Technique,
     severity: Severity,
     title: String,
-    reasons: Vec<String>,
-    evidence: Vec<Evidence>,
+    mut reasons: Vec<String>,
+    mut evidence: Vec<Evidence>,
     (record, event): (&Record, &AuditEvent),
     context: &Context,
 ) -> Finding {
+    let sender = sender(event, record.time, context);
+    reasons.extend(sender.reasons);
+    evidence.extend(sender.evidence);
     Finding {
         technique,
         severity,
@@ -91,22 +94,12 @@ pub fn finding(
         title,
         blocked: false,
         reasons,
-        actor: None,
-        container: container(event, context),
+        actor: sender.actor,
+        container: sender.container,
         file: None,
         manifest: None,
         evidence,
     }
-}
-
-/// A container of the pod that the token is bound to.
-fn container(event: &AuditEvent, context: &Context) -> Option<String> {
-    let name = event.pod.as_deref()?;
-    let (namespace, _) = service_account(&event.user)?;
-    let found = context.containers.iter().find(|container| {
-        container.info.pod.as_ref().is_some_and(|pod| pod.name == name && pod.namespace == namespace)
-    })?;
-    Some(found.info.id.clone())
 }
 
 /// Namespace and name of a service account.

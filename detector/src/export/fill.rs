@@ -129,6 +129,10 @@ fn body<'a>(row: &mut Row<'a>, body: &'a Body, context: &'a Context) {
             row.detail = json_text(components);
             "components"
         }
+        Body::Clients(clients) => {
+            row.detail = json_text(clients);
+            "clients"
+        }
         Body::Loss(loss) => {
             row.hook = text(&loss.hook);
             row.detail = json_text(loss);

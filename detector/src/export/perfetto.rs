@@ -258,6 +258,7 @@ impl<W: Write> Perfetto<W> {
                 Body::Hooks(_) => self.instant(seen, NODE, "hooks detached or attached again".to_owned()),
                 Body::Secret(_) => self.instant(seen, NODE, node("secret")),
                 Body::Components(_) => self.instant(seen, NODE, "components".to_owned()),
+                Body::Clients(_) => self.instant(seen, NODE, "clients".to_owned()),
                 Body::Audit(event) => self.instant(seen, NODE, node(&event.verb)),
                 Body::NodeLogs(_) => self.instant(seen, NODE, node("logs")),
                 Body::AuditLog(_) => self.instant(seen, NODE, node("audit log")),

@@ -59,6 +59,8 @@ pub enum ComponentKind {
     Kubelet,
     ApiServer,
     Etcd,
+    ControllerManager,
+    Scheduler,
 }
 
 /// An address of interest.
@@ -80,6 +82,27 @@ pub enum EndpointRole {
     ApiServer,
     /// This node's etcd serves clients there.
     Etcd,
+}
+
+/// Who was connected to API servers when the kernel had begun to tell of new connections: with those, all connections are known.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Clients {
+    pub clients: Vec<Client>,
+    /// There are more than were looked at.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cut: bool,
+}
+
+/// A process that holds a connection to an API server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Client {
+    pub process: ProcessKey,
+    /// The connection's own end, and its other one.
+    pub local: IpAddr,
+    pub remote: IpAddr,
+    pub remote_port: u16,
+    /// Inode number of the network namespace.
+    pub net_ns: u32,
 }
 
 /// Whether a file in a volume is a token by its name: pods name projected ones as they like.

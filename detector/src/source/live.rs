@@ -306,10 +306,15 @@ impl Live {
         self.sense(now, out)?;
         if now >= self.next_tick {
             self.next_tick = BootNs(now.0 + TICK_NS);
-            for loss in self.kernel.lost()? {
+            let losses = self.kernel.lost()?;
+            let unseen = losses.iter().any(|loss| loss.hook == decode::hook_name(hook::SOCKET_STATE));
+            for loss in losses {
                 self.push(out, now, Body::Loss(Box::new(loss)));
             }
             self.attached(out)?;
+            if unseen {
+                self.clients(out);
+            }
             self.push(out, now, Body::Tick);
         }
         Ok(())
@@ -443,8 +448,16 @@ impl Live {
         if batch.endpoints_changed {
             let (endpoints, servers) = self.sense.endpoints();
             self.kernel.endpoints(&endpoints, &servers)?;
+            self.clients(out);
         }
         Ok(())
+    }
+
+    /// Tells who is connected to API servers of which the kernel did not tell. Those that connect meanwhile are told of twice.
+    fn clients(&mut self, out: &mut Vec<Record>) {
+        if let Some(clients) = self.sense.clients() {
+            self.push(out, proc::now(), Body::Clients(Box::new(clients)));
+        }
     }
 
     /// A container is known: where it is a sandbox, the kernel tells what its tasks do.

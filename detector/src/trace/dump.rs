@@ -108,6 +108,7 @@ pub fn kind_name(body: &Body) -> &'static str {
         Body::PauseConfig(_) => "pause config",
         Body::Secret(_) => "secret",
         Body::Components(_) => "components",
+        Body::Clients(_) => "clients",
         Body::Loss(_) => "loss",
         Body::Hooks(_) => "hooks",
         Body::Audit(_) => "audit",

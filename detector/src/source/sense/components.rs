@@ -24,6 +24,9 @@ const ARGS_MAX: u64 = 64 * 1024;
 const KUBELET_PORTS: [u16; 3] = [10250, 10255, 10248];
 /// Where etcd serves clients unless it is told otherwise.
 const ETCD_PORT: u16 = 2379;
+/// Where the controller manager and the scheduler tell of themselves unless they are told otherwise.
+const MANAGER_PORT: u16 = 10257;
+const SCHEDULER_PORT: u16 = 10259;
 /// Where distributions that run everything in one process have their API server.
 const API_PORTS: [u16; 2] = [6443, 16443];
 
@@ -50,10 +53,12 @@ pub struct Found {
 
 /// What a program of this name may be.
 fn kinds(name: &str) -> &'static [ComponentKind] {
-    use ComponentKind::{ApiServer, Etcd, Kubelet};
+    use ComponentKind::{ApiServer, ControllerManager, Etcd, Kubelet, Scheduler};
     match name {
         "kubelet" => &[Kubelet],
         "kube-apiserver" => &[ApiServer],
+        "kube-controller-manager" => &[ControllerManager],
+        "kube-scheduler" => &[Scheduler],
         "etcd" => &[Etcd],
         "k3s" | "kubelite" | "hyperkube" => &[Kubelet, ApiServer],
         _ => &[],
@@ -93,7 +98,7 @@ impl Found {
                 }
                 process.proven.push(*kind);
                 let role = match kind {
-                    ComponentKind::Kubelet => continue,
+                    ComponentKind::Kubelet | ComponentKind::ControllerManager | ComponentKind::Scheduler => continue,
                     ComponentKind::ApiServer => EndpointRole::ApiServer,
                     ComponentKind::Etcd => EndpointRole::Etcd,
                 };
@@ -149,6 +154,10 @@ impl Process {
                 Some(urls) => urls.split(',').any(|url| url_port(url) == Some(port)),
                 None => port == ETCD_PORT,
             },
+            ComponentKind::ControllerManager | ComponentKind::Scheduler => {
+                let usual = if kind == ComponentKind::Scheduler { SCHEDULER_PORT } else { MANAGER_PORT };
+                self.flag("secure-port").map_or(port == usual, |told| told == port.to_string())
+            }
         }
     }
 
@@ -169,18 +178,22 @@ fn process(proc: &Path, pid: u32) -> Option<Process> {
     }
     let mut bytes = Vec::new();
     fs::File::open(dir.join("cmdline")).ok()?.take(ARGS_MAX).read_to_end(&mut bytes).ok()?;
-    let stat = fs::read_to_string(dir.join("stat")).ok()?;
-    // Behind the name in parentheses, which may hold anything: field 22 is the 20th from there.
-    let start = stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()?;
     Some(Process {
         pid,
-        start,
+        start: start(&dir)?,
         kinds,
         args: Argv::from_kernel(&bytes).to_vec(),
         proven: Vec::new(),
         net_ns: 0,
         on_host: false,
     })
+}
+
+/// When a process began, in clock ticks since boot.
+pub fn start(process: &Path) -> Option<u64> {
+    let stat = fs::read_to_string(process.join("stat")).ok()?;
+    // Behind the name in parentheses, which may hold anything: field 22 is the 20th from there.
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
 /// Port of `https://127.0.0.1:2379`.
@@ -219,6 +232,18 @@ mod tests {
         assert_eq!(process.flag("data-dir"), Some("/b"));
         assert_eq!(process.flag("port"), None);
         assert_eq!(called(&["etcd", "--data-dir"], &[]).flag("data-dir"), None);
+    }
+
+    #[test]
+    fn the_controller_manager_and_the_scheduler_serve_where_they_are_told_to() {
+        use ComponentKind::{ControllerManager, Scheduler};
+        for (kind, kinds, usual) in
+            [(ControllerManager, &[ControllerManager][..], 10257), (Scheduler, &[Scheduler], 10259)]
+        {
+            assert!(called(&["x"], kinds).serves(kind, usual) && !called(&["x"], kinds).serves(kind, 443));
+            let told = called(&["x", "--secure-port=8443"], kinds);
+            assert!(told.serves(kind, 8443) && !told.serves(kind, usual));
+        }
     }
 
     #[test]

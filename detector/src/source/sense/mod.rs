@@ -4,6 +4,7 @@
 //! Like the manifest view this has no clock and no thread: whoever drives it says what time it is, tells it that something may have
 //! changed, and polls it.
 
+mod clients;
 mod components;
 mod secrets;
 mod sockets;
@@ -18,7 +19,9 @@ use std::{
 
 use detector_common::{EndpointKey, endpoint};
 
-use crate::record::{Body, BootNs, ComponentKind, Components, Endpoint, EndpointRole, InodeKey, Secret, sense};
+use crate::record::{
+    Body, BootNs, Clients, ComponentKind, Components, Endpoint, EndpointRole, InodeKey, Secret, sense,
+};
 use components::Found;
 use secrets::Secrets;
 
@@ -164,6 +167,14 @@ impl Sense {
     #[must_use]
     pub fn secrets(&self) -> BTreeSet<InodeKey> {
         self.secrets.keys().copied().collect()
+    }
+
+    /// Who is connected to API servers now; `None` where none runs here, whose audit log could tell of requests.
+    #[must_use]
+    pub fn clients(&self) -> Option<Clients> {
+        let endpoints = &self.components.endpoints;
+        let serves = endpoints.iter().any(|found| found.role == EndpointRole::ApiServer);
+        serves.then(|| clients::look(&self.proc, endpoints))
     }
 
     /// Addresses whose connections are to be reported, and the processes that are to be reported when they connect.

@@ -23,15 +23,40 @@ pub fn net_ns(process: &Path) -> Option<u32> {
     u32::try_from(fs::metadata(process.join("ns/net")).ok()?.ino()).ok()
 }
 
+/// Inode numbers of the sockets that a process holds a descriptor of.
+pub fn held(process: &Path) -> impl Iterator<Item = u64> {
+    let fds = fs::read_dir(process.join("fd")).into_iter().flatten().filter_map(Result::ok).take(FDS_MAX);
+    fds.filter_map(|fd| {
+        let link = fs::read_link(fd.path()).ok()?;
+        link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+    })
+}
+
+/// A TCP connection: its own end, and its other one.
+pub type Connection = [SocketAddr; 2];
+
+/// The connections of a process's network namespace to one of these, with their sockets' inode numbers; and whether there may be more than
+/// were looked at.
+pub fn connections(process: &Path, to: impl Fn(SocketAddr) -> bool) -> (Vec<(Connection, u64)>, bool) {
+    let (mut found, mut cut) = (Vec::new(), false);
+    for table in ["net/tcp", "net/tcp6"] {
+        let mut read = 0;
+        for line in lines(&process.join(table)) {
+            read += line.len() as u64 + 1;
+            if let Some((connection, inode)) = connection(&line)
+                && to(connection[1])
+            {
+                found.push((connection, inode));
+            }
+        }
+        cut |= read >= TABLE_MAX;
+    }
+    (found, cut)
+}
+
 /// Addresses on which a process itself listens for TCP: sockets that it holds a descriptor of.
 pub fn listening(process: &Path) -> Vec<SocketAddr> {
-    let fds = fs::read_dir(process.join("fd")).into_iter().flatten().filter_map(Result::ok).take(FDS_MAX);
-    let sockets: BTreeSet<u64> = fds
-        .filter_map(|fd| {
-            let link = fs::read_link(fd.path()).ok()?;
-            link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
-        })
-        .collect();
+    let sockets: BTreeSet<u64> = held(process).collect();
     let mut found = Vec::new();
     for table in ["net/tcp", "net/tcp6"] {
         for (address, inode) in lines(&process.join(table)).skip(1).map_while(|line| listener(&line)) {
@@ -54,8 +79,26 @@ fn listener(line: &str) -> Option<(SocketAddr, u64)> {
     if state != LISTEN {
         return None;
     }
-    let (address, port) = local.split_once(':')?;
-    Some((SocketAddr::new(hex_address(address)?, u16::from_str_radix(port, 16).ok()?), inode.parse().ok()?))
+    Some((socket_address(local)?, inode.parse().ok()?))
+}
+
+/// The same line. `None` for one that is no connection, or that no process holds a descriptor of any more.
+fn connection(line: &str) -> Option<(Connection, u64)> {
+    const ESTABLISHED: &str = "01";
+    const SYN_SENT: &str = "02";
+    let mut fields = line.split_ascii_whitespace().skip(1);
+    let [local, remote] = [fields.next()?, fields.next()?];
+    let state = fields.next()?;
+    let inode: u64 = fields.nth(5)?.parse().ok()?;
+    if inode == 0 || ![ESTABLISHED, SYN_SENT].contains(&state) {
+        return None;
+    }
+    Some(([socket_address(local)?, socket_address(remote)?], inode))
+}
+
+fn socket_address(text: &str) -> Option<SocketAddr> {
+    let (address, port) = text.split_once(':')?;
+    Some(SocketAddr::new(hex_address(address)?, u16::from_str_radix(port, 16).ok()?))
 }
 
 /// Words of an address, each as the host's number of its four bytes.
@@ -131,6 +174,12 @@ mod tests {
         assert_eq!(listener(six), Some(("[::1]:6379".parse().unwrap(), 77)));
         for bad in ["", "0: x", &line.replace("0A", "01"), &line.replace("0CEA", "1CEA0")] {
             assert_eq!(listener(bad), None, "{bad}");
+        }
+        let connected = line.replace("0A", "01").replace("00000000:0000", "0500000A:192B");
+        let ends = ["127.0.0.1:3306", "10.0.0.5:6443"].map(|end| end.parse().unwrap());
+        assert_eq!(connection(&connected), Some((ends, 1234)));
+        for bad in [line, &connected.replace(" 1234 ", " 0 "), &connected.replace(" 01 ", " 06 "), "0: 1 2 01"] {
+            assert_eq!(connection(bad), None, "{bad}");
         }
     }
 }
