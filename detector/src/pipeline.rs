@@ -8,8 +8,8 @@ use crate::{
         Detector, Finding, admission::Admission, anonymous::Anonymous, around::Around, audit_log::AuditLogs,
         blocked::Blocked, container_exec::ContainerExec, delete_events::DeleteEvents, etcd_client::EtcdClient,
         image_arrival::ImageArrivals, impair::Impair, kind_bit, node_logs::NodeLogs, operator::Operator, pause::Pause,
-        public_api::PublicApi, service_account::ServiceAccount, static_pod::StaticPod, supply_chain::SupplyChain,
-        tamper::Tamper, token_use::TokenUse, webhook_address::WebhookAddress,
+        public_api::PublicApi, service_account::ServiceAccount, spawned::Spawned, static_pod::StaticPod,
+        supply_chain::SupplyChain, tamper::Tamper, token_use::TokenUse, webhook_address::WebhookAddress,
     },
     record::{Body, Record},
 };
@@ -59,6 +59,7 @@ impl Pipeline {
             Box::<Anonymous>::default(),
             Box::<NodeLogs>::default(),
             Box::<TokenUse>::default(),
+            Box::<Spawned>::default(),
         ];
         Self {
             context: Context::default(),

@@ -21,6 +21,7 @@ pub mod public_api;
 mod request;
 mod sender;
 pub mod service_account;
+pub mod spawned;
 pub mod static_pod;
 mod stored;
 pub mod supply_chain;

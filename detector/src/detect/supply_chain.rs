@@ -86,7 +86,7 @@ impl Detector for SupplyChain {
 
 /// Where an executed file lies that was not in the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Lies {
+pub(super) enum Lies {
     Memory,
     Nowhere,
     Tmpfs,
@@ -94,7 +94,7 @@ enum Lies {
 }
 
 impl Lies {
-    fn of(flags: u32) -> Option<Self> {
+    pub(super) fn of(flags: u32) -> Option<Self> {
         let is = |flag| flags & flag != 0;
         match flags {
             _ if is(wire::EXE_MEMFD) => Some(Self::Memory),
@@ -112,7 +112,7 @@ impl Lies {
         }
     }
 
-    fn reason(self) -> &'static str {
+    pub(super) fn reason(self) -> &'static str {
         match self {
             Self::Memory => "it was never a file: it lies in anonymous memory (memfd)",
             Self::Nowhere => "it has no name any more: it was removed before it was executed",
