@@ -8,7 +8,10 @@ use crate::{
     alert::{Evidence, Origin, Severity},
     context::{Context, container::Container},
     decode::{Event, hook_name},
-    detect::{Detector, Finding, base, container_exec::place, held::Held, kinds, once::Once, technique::DELETE_EVENTS},
+    detect::{
+        Detector, Finding, base, container_exec::place, held::Held, kinds, once::Once, service_account::is_probe,
+        technique::DELETE_EVENTS,
+    },
     escape::escape_to,
     record::{Body, ComponentKind, ProcessKey, Record, sense},
 };
@@ -60,7 +63,7 @@ impl EtcdClient {
             (Origin::Host, _) => (Severity::Medium, "from the host".to_owned(), Vec::new()),
             (Origin::Container, Some(home)) if is_etcds(home, context) => {
                 let own = home.init.is_none_or(|init| context.descends(actor, init));
-                if own || is_probe(actor, home, context) {
+                if own || is_probe(actor, home, context) || asks_health(actor, context) {
                     return None;
                 }
                 (
@@ -105,13 +108,9 @@ fn is_etcds(container: &Container, context: &Context) -> bool {
     etcds.any(|found| context.container_of(found.process).is_some_and(|home| home.info.id == container.info.id))
 }
 
-/// A command that the pod's manifest has kubelet run, or one that asks for health and nothing else.
-fn is_probe(actor: ProcessKey, home: &Container, context: &Context) -> bool {
-    let program = |key: ProcessKey| context.processes.get(key).map(|process| &process.program);
-    if program(context.session(actor)).is_some_and(|program| context.static_pods.probe(home, &program.argv).is_some()) {
-        return true;
-    }
-    let Some(program) = program(actor) else { return false };
+/// Whether a command asks for health and nothing else: probes of an etcd whose manifest is not on this node.
+fn asks_health(actor: ProcessKey, context: &Context) -> bool {
+    let Some(program) = context.processes.get(actor).map(|process| &process.program) else { return false };
     let words: Vec<&str> = program.argv.iter().skip(1).filter(|word| !word.starts_with('-')).collect();
     base(&program.exe) == "etcdctl"
         && !program.argv_truncated

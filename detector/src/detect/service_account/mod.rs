@@ -282,7 +282,7 @@ impl ServiceAccount {
 }
 
 /// Whether it is, or was started by, a command that kubelet runs in the container by itself.
-fn is_probe(actor: ProcessKey, home: &Container, context: &Context) -> bool {
+pub(super) fn is_probe(actor: ProcessKey, home: &Container, context: &Context) -> bool {
     let program = |key: ProcessKey| context.processes.get(key).map(|process| &process.program.argv);
     let session = context.session(actor);
     [actor, session].into_iter().filter_map(program).any(|argv| context.static_pods.probe(home, argv).is_some())
