@@ -279,7 +279,8 @@ enum Deny {
 struct Drill {
     /// Which technique to perform
     technique: drill::Technique,
-    /// How to reach the API server, for drills that ask it something
+    /// How to reach the API server, for drills that ask it something: by a token, a file with one, or a client certificate, embedded or in
+    /// files; plugins are not run
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
     #[command(flatten)]

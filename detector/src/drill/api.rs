@@ -72,10 +72,16 @@ pub fn drill(act: Act, source: &Source, kubeconfig: Option<&Path>) -> anyhow::Re
     agent.stop();
     match &seen {
         Some(seen) => println!(
-            "drill: {what} seen after {:.1} ms: {} [{}]",
+            "drill: {what} seen after {:.1} ms: {} [{}], {}",
             seen.after.as_secs_f64() * 1e3,
             escape(&seen.title),
-            seen.severity
+            seen.severity,
+            // Where others have connections from the same address, nobody is named.
+            if seen.pid == Some(std::process::id()) {
+                "by the drill's own connection"
+            } else {
+                "by nobody who is known"
+            }
         ),
         None => println!(
             "drill: no alert for the {what} within {} s: does the audit policy log it, and is the log that of this API server?",

@@ -37,11 +37,13 @@ pub enum Technique {
     DetectorTampering,
     /// Make a token volume of a pod that does not exist, and read the token, which opens nothing
     ContainerServiceAccount,
-    /// Ask the API server to delete the events about an object that does not exist
+    /// Ask the API server to delete the events about an object that does not exist; needs --kubeconfig of a user who may
+    /// `deletecollection` events in `default`, on a node whose kube-apiserver writes an audit log
     DeleteKubernetesEvents,
-    /// Make a webhook configuration that matches no resource, and delete it
+    /// Make a webhook configuration that matches no resource, and delete it; needs --kubeconfig of a user who may create and delete
+    /// `mutatingwebhookconfigurations`, on such a node
     MaliciousAdmissionController,
-    /// Ask the API server for its version without a credential
+    /// Ask the API server for its version without a credential; needs --kubeconfig, of which no credential is used, on such a node
     PublicApiEndpoint,
 }
 
