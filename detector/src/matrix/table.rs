@@ -81,7 +81,10 @@ pub static TABLE: [Row; 10] = [
         &[
             signal("containers that start with the node's privileges", &[Hook(&["exec"]), Cgroups]),
             signal("whose pods they are, by their labels", &[Runtime]),
-            signal("a workload that talks to the API server and then runs what it never ran", &[Nothing]),
+            signal(
+                "a workload that talks to the API server and then runs what it never ran",
+                &[Hook(&["exec"]), Hook(&["connection"]), Cgroups],
+            ),
         ],
     ),
     of(
@@ -123,6 +126,7 @@ pub static TABLE: [Row; 10] = [
             signal("who reads tokens, kubeconfigs, keys and etcd's data", &[OPENS]),
             signal("whose tokens they are", &[Cgroups]),
             signal("who then connects to an API server", &[Hook(&["connection"])]),
+            signal("tokens of pods that others use, by the audit log", &[AuditLog, Hook(&["connection"])]),
         ],
     ),
     of(
