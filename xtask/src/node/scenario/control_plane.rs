@@ -67,6 +67,15 @@ fn events_are_gone(node: &Node) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// That an alert names the process with this argument by the connection that the request came over.
+pub fn connected(alert: &Value, argument: &str) -> anyhow::Result<()> {
+    let argv = &alert["process"]["argv"];
+    ensure!(argv.to_string().contains(argument), "process.argv is {argv}, reasons are {}", alert["reasons"]);
+    let evidence = alert["evidence"].as_array().context("no evidence")?;
+    ensure!(evidence.iter().any(|part| part["kind"] == "connection"), "evidence is {}", alert["evidence"]);
+    Ok(())
+}
+
 /// A user deletes events, in one request and one after the other.
 pub fn events_deleted(node: &mut Node, _: &Options, checks: &mut Checks) -> anyhow::Result<()> {
     events(node, NAMESPACE, 12)?;
@@ -83,7 +92,10 @@ pub fn events_deleted(node: &mut Node, _: &Options, checks: &mut Checks) -> anyh
     let collection = format!("/api/v1/namespaces/{NAMESPACE}/events");
     node.kubectl_as(User::Alice, &["delete", "--raw", &collection])?;
     let alert = says(&mut watch, EVENTS, &["alice", NAMESPACE]);
-    checks.check("all events deleted in one request: an alert that names the user", alert.map(drop));
+    checks.check(
+        "all events deleted in one request: an alert that names the user, and the process by its connection",
+        alert.and_then(|alert| connected(&alert, &collection)),
+    );
     checks.check("they are gone", events_are_gone(node));
     watch.rest()?;
 
@@ -194,7 +206,10 @@ pub fn webhook(node: &mut Node, _: &Options, checks: &mut Checks) -> anyhow::Res
         }],
     }))?;
     let alert = says(&mut watch, WEBHOOK, &["admin", OUTSIDER]);
-    checks.check("a webhook configured: an alert that names the user and the address", alert.map(drop));
+    checks.check(
+        "a webhook configured: an alert that names the user and the address, and the process by its connection",
+        alert.and_then(|alert| connected(&alert, "create")),
+    );
     let told = || {
         // Until the API server has heard of the configuration.
         for number in 0..50 {

@@ -3,6 +3,7 @@
 pub mod act;
 pub mod control_plane;
 mod deployed;
+mod drill;
 mod exec;
 mod image;
 mod pause;
@@ -58,6 +59,8 @@ pub const ALL: &[Scenario] = &[
     with_api("webhook", "a webhook outside of the cluster is told of secrets", control_plane::webhook),
     with_api("anonymous", "somebody outside asks the API server without a name", control_plane::anonymous),
     with_api("token", "a service account's token read and used by others", workload::token),
+    with_api("operator-turned", "a workload with the API server's trust runs what it brought", workload::turned),
+    with_api("drills", "drills that ask the API server, with kubeconfigs of every form", drill::drills),
     with_api("audit-log-cleared", "the audit log rotated, truncated and removed", control_plane::audit_log_cleared),
 ];
 

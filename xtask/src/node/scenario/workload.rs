@@ -165,7 +165,9 @@ pub fn token(node: &mut Node, _: &Options, checks: &mut Checks) -> anyhow::Resul
     let mounts = [("/kubelet", kubelets.to_str().context("not UTF-8")?)];
     let thief = Prompter::new("thief")?;
     let steal = format!("cat /kubelet/{}/volumes/*/*/token > /work/stolen", owner.uid);
-    let manifest = thief.manifest("thief", &[("steal", &steal)], &mounts)?;
+    let borrow = ask.replace(TOKEN, "/work/stolen");
+    let acts = [("steal", steal.as_str()), ("borrow", &format!("{borrow} > /work/pods"))];
+    let manifest = thief.manifest("thief", &acts, &mounts)?;
     let other = node.run_api_pod(manifest)?;
     let mut watch = control_plane::watch(node)?;
 
@@ -197,6 +199,18 @@ pub fn token(node: &mut Node, _: &Options, checks: &mut Checks) -> anyhow::Resul
     ensure!(fs::metadata(thief.file("stolen"))?.len() > 100, "the other pod has read no token");
     checks.check("read by another pod: an alert with that pod", about(&mut watch, &other, "cat"));
     watch.rest()?;
+    thief.prompt(node, "borrow")?;
+    let pods = fs::read_to_string(thief.file("pods"))?;
+    ensure!(pods.contains("PodList"), "the thief asked the API server for pods, and was told {pods:?}");
+    let alert = watch.find(&format!("{TECHNIQUE} above low, by whose token it is"), |alert| {
+        is(alert, TECHNIQUE) && severity(alert) > LOW && alert["request"]["pod"] == owner.name.as_str()
+    });
+    let named = alert.and_then(|alert| {
+        names_pod(&alert, &other)?;
+        control_plane::connected(&alert, "wget")
+    });
+    checks.check("used by another pod: an alert with that pod, and the process by its connection", named);
+    watch.rest()?;
     let on_host = format!("cat {}/{}/volumes/*/*/token > /dev/null", kubelets.display(), owner.uid);
     crate::check(std::process::Command::new("sh").args(["-c", &on_host]))?;
     let alert = watch.find(&format!("{TECHNIQUE} above low, from the host"), |alert| {
@@ -215,5 +229,29 @@ pub fn token(node: &mut Node, _: &Options, checks: &mut Checks) -> anyhow::Resul
         severity(alert) > LOW && said.contains(&account) && said.contains(OUTSIDER)
     });
     checks.check("used from outside of the cluster: an alert with the account and the address", alert.map(drop));
+    Ok(())
+}
+
+/// A workload that uses the API server, and then runs a program that it brought.
+pub fn turned(node: &mut Node, _: &Options, checks: &mut Checks) -> anyhow::Result<()> {
+    const TECHNIQUE: &str = "malicious-operator";
+    let ask = "wget -q -O /dev/null --no-check-certificate https://$KUBERNETES_SERVICE_HOST/version";
+    let prompter = Prompter::new("turned")?;
+    let acts = [("twin", &*format!("{ask}; id; date")), ("turn", "cp /bin/busybox /tmp/id; /tmp/id")];
+    let manifest = prompter.manifest("operator", &acts, &[])?;
+    let pod = node.run_api_pod(manifest)?;
+    let mut watch = Watch::start(node, &[])?;
+    prompter.prompt(node, "twin")?;
+    let silent = control_plane::quiet(&mut watch, TECHNIQUE);
+    checks.check("twin: it uses the API server, and runs its image's programs", silent);
+    prompter.prompt(node, "turn")?;
+    let alert = watch.find(&format!("{TECHNIQUE} above low, with /tmp/id"), |alert| {
+        is(alert, TECHNIQUE) && severity(alert) > LOW && alert.to_string().contains("/tmp/id")
+    });
+    let named = alert.and_then(|alert| {
+        names(&alert, &pod, "app", BUSYBOX)?;
+        control_plane::connected(&alert, "/tmp/id")
+    });
+    checks.check("then it runs a program that it wrote: an alert with the pod, and the connection before", named);
     Ok(())
 }
