@@ -162,7 +162,7 @@ impl Context {
         let received: jiff::Timestamp = event.received.parse().ok()?;
         let received = received.as_nanosecond().checked_sub(i128::from(self.start.boot_time_ns))?;
         let received = u64::try_from(received).ok()?;
-        let in_time = received <= read.0 + CLOCK_NS && read.0.saturating_sub(received) <= LATE_NS;
+        let in_time = received <= read.0.saturating_add(CLOCK_NS) && read.0.saturating_sub(received) <= LATE_NS;
         if !in_time || self.clients.since?.0 > received {
             return None;
         }
@@ -181,11 +181,11 @@ impl Context {
                 || masked && !made.local.is_loopback() && !self.clients.arrived.contains(&made.local)
         };
         let there = |made: &Connected| {
-            made.first.0 <= received + CLOCK_NS
+            made.first.0 <= received.saturating_add(CLOCK_NS)
                 && self
                     .processes
                     .get(made.process)
-                    .is_some_and(|process| process.exited.is_none_or(|end| end.0 + CLOCK_NS >= received))
+                    .is_some_and(|process| process.exited.is_none_or(|end| end.0.saturating_add(CLOCK_NS) >= received))
         };
         let all = self.clients.known.values();
         let all = all.filter(|made| from(made) && there(made) && self.may_be(made.process, &event.user)).collect();
