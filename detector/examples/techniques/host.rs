@@ -18,7 +18,10 @@ use detector_common::object;
 use nix::{
     errno::Errno,
     libc,
-    sys::signal::{Signal, kill},
+    sys::{
+        resource::{RLIM_INFINITY, Resource, setrlimit},
+        signal::{Signal, kill},
+    },
     unistd::Pid,
 };
 use serde_json::{Value, json};
@@ -201,6 +204,8 @@ fn map_call(command: i32, map: &impl std::os::fd::AsRawFd) -> anyhow::Result<()>
 /// The agent's maps opened and changed, the agent stopped and traced; and the same done to what is not the agent's.
 pub fn tampering(stage: &mut Stage) -> anyhow::Result<()> {
     let (agent, me) = (stage.agent(), std::process::id());
+    // Maps were accounted there before 5.11.
+    setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY)?;
     // BPF_MAP_CREATE of type array, keys of 4, values of 8 bytes, 1 entry.
     let attributes = [2_u32, 4, 8, 1, 0, 0, 0, 0];
     // SAFETY: the attributes are as long as is said, and the call does not keep them.
