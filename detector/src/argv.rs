@@ -16,6 +16,12 @@ impl Argv {
         Self(text(bytes.strip_suffix(&[0]).unwrap_or(bytes)).into())
     }
 
+    /// As they are kept: a NUL between each two.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.0
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         // Of an empty text `split` makes one empty part.
         self.0.split('\0').take(if self.0.is_empty() { 0 } else { usize::MAX })

@@ -1,17 +1,19 @@
 //! From the kernel's bytes to typed events. Pure; any input gives an event or an error.
 
+mod late;
+
 use std::borrow::Cow;
 
 use detector_common as wire;
 use zerocopy::FromBytes;
 
-use crate::argv::Argv;
 pub use crate::syscalls::name as syscall_name;
+pub use late::{KernelArgv, WalkedPath};
 
 /// A decoded kernel record.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Event {
-    Exec(Exec),
+pub enum Event<'a> {
+    Exec(Exec<'a>),
     Fork(wire::Fork),
     Exit(wire::Exit),
     /// Opened for writing.
@@ -50,11 +52,11 @@ pub enum Event {
 
 /// An exec with its strings.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Exec {
+pub struct Exec<'a> {
     pub event: wire::Exec,
     /// Path of the executed file in its mount namespace.
-    pub path: String,
-    pub argv: Argv,
+    pub path: WalkedPath<'a>,
+    pub argv: KernelArgv<'a>,
 }
 
 /// An open or write with its path.
@@ -109,7 +111,7 @@ pub enum DecodeError {
     Tail { kind: u16, need: usize, has: usize },
 }
 
-impl Event {
+impl Event<'_> {
     /// The acting task. For a fork: the parent. For an accepted connection: nobody.
     #[must_use]
     pub fn header(&self) -> &wire::Header {
@@ -147,7 +149,7 @@ pub fn header(raw: &[u8]) -> Result<wire::Header, DecodeError> {
 ///
 /// # Errors
 /// When the bytes are not a whole record of a known kind.
-pub fn event(raw: &[u8]) -> Result<Event, DecodeError> {
+pub fn event(raw: &[u8]) -> Result<Event<'_>, DecodeError> {
     use wire::kind;
     let header = header(raw)?;
     let kind = header.kind;
@@ -162,8 +164,8 @@ pub fn event(raw: &[u8]) -> Result<Event, DecodeError> {
             let (event, rest) = fixed::<wire::Exec>(raw, kind)?;
             let (path, rest) = tail(rest, event.path_len, kind)?;
             let (argv, _) = tail(rest, event.argv_len, kind)?;
-            let path = walked_path(path, event.flags & wire::PATH_TRUNCATED != 0);
-            Ok(Event::Exec(Exec { event, path, argv: Argv::from_kernel(argv) }))
+            let path = WalkedPath::new(path, event.flags & wire::PATH_TRUNCATED != 0);
+            Ok(Event::Exec(Exec { event, path, argv: KernelArgv::new(argv) }))
         }
         kind::FORK => Ok(Event::Fork(fixed(raw, kind)?.0)),
         kind::EXIT => Ok(Event::Exit(fixed(raw, kind)?.0)),
@@ -324,10 +326,11 @@ mod tests {
 
     #[test]
     fn every_kind_says_what_was_written() {
-        let events: Vec<_> = every_kind().iter().map(|raw| event(raw).unwrap()).collect();
+        let raws = every_kind();
+        let events: Vec<_> = raws.iter().map(|raw| event(raw).unwrap()).collect();
         let Event::Exec(exec) = &events[0] else { panic!("{events:?}") };
-        assert_eq!(exec.path, "/usr/bin/env");
-        assert!(exec.argv == ["env", "", "x=1"][..]);
+        assert_eq!(&*exec.path, "/usr/bin/env");
+        assert!(*exec.argv == ["env", "", "x=1"][..]);
         let Event::Fork(fork) = &events[1] else { panic!("{events:?}") };
         assert_eq!((fork.header.tgid, fork.child_tgid), (50, 60));
         let Event::Open(open) = &events[3] else { panic!("{events:?}") };

@@ -151,6 +151,8 @@ pub struct Containers {
     by_path: BTreeMap<String, String>,
     /// Whose namespaces these are: the first container's of a pod that had them, so that shared ones are its sandbox's.
     owners: FxHashMap<(Namespace, u32), String>,
+    /// The host's own, which are no container's.
+    host: Namespaces,
     /// First processes that run.
     inits: BTreeMap<ProcessKey, String>,
     /// In the order in which their cgroups went.
@@ -176,6 +178,11 @@ impl Containers {
     #[must_use]
     pub fn get(&self, id: &str) -> Option<&Container> {
         self.by_id.get(id)
+    }
+
+    /// Learns which namespaces are the host's.
+    pub fn of_host(&mut self, host: Namespaces) {
+        self.host = host;
     }
 
     /// Learns what a record says of a container. `path` is its cgroup's.
@@ -304,12 +311,16 @@ impl Containers {
     /// `home`, the container that its cgroup is of, do not count.
     #[must_use]
     pub fn of_namespaces(&self, has: &Namespaces, home: Option<&Container>) -> Option<(&Container, Vec<Namespace>)> {
+        // Nearly every process on the host.
+        if *has == self.host {
+            return None;
+        }
         let own = home.map(|home| home.namespaces).unwrap_or_default().each();
         let owned: Vec<_> = has
             .each()
             .into_iter()
-            .zip(own)
-            .filter(|((_, inode), (_, own))| inode != own)
+            .zip(own.into_iter().zip(self.host.each()))
+            .filter(|((_, inode), ((_, own), (_, hosts)))| inode != own && inode != hosts)
             .filter_map(|((kind, inode), _)| Some((kind, self.owner(kind, inode)?)))
             .filter(|(_, owner)| home.is_none_or(|home| !home.is_with(owner)))
             .collect();

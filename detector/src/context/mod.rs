@@ -6,6 +6,7 @@ pub mod clients;
 pub mod container;
 pub mod image;
 pub mod process;
+pub mod program;
 pub mod sense;
 pub mod standing;
 pub mod static_pods;
@@ -65,6 +66,7 @@ impl Context {
             Body::Start(start) => {
                 self.images.policy(&start.policy);
                 self.start = Start::clone(start);
+                self.containers.of_host(Namespaces::of_host(start));
             }
             Body::Config(rules) => {
                 self.images.policy(&rules.policy);
@@ -162,12 +164,16 @@ impl Context {
     /// The container that a cgroup is of, or lies inside of.
     #[must_use]
     pub fn home(&self, cgroup: u64) -> Option<&Container> {
+        if let Some(known) = self.homes.borrow().get(&cgroup) {
+            return self.containers.get(known.as_deref()?);
+        }
+        let found = self.containers.of_cgroup(cgroup, &self.cgroups);
         let mut homes = self.homes.borrow_mut();
         if homes.len() >= HOMES_MAX {
             homes.clear();
         }
-        let found = || self.containers.of_cgroup(cgroup, &self.cgroups).map(|container| container.info.id.clone());
-        self.containers.get(homes.entry(cgroup).or_insert_with(found).as_deref()?)
+        homes.insert(cgroup, found.map(|container| container.info.id.clone()));
+        found
     }
 
     /// The container that a process is in by its cgroup.

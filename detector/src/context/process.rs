@@ -1,12 +1,12 @@
 //! The process table: who is who, and who made whom. Bounded, and right across pid reuse.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::collections::{VecDeque, hash_map::Entry};
 
 use detector_common as wire;
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
 
+use super::program::{Kept, Program, Programs};
 use crate::{
-    argv::Argv,
     decode::{Event, Exec},
     record::{BootNs, ProcessKey, ProcessSeed},
 };
@@ -23,7 +23,7 @@ const LINEAGE_MAX: usize = 64;
 pub struct ProcessState {
     /// Who forked it; `None` at the root, and where that is not known.
     pub parent: Option<ProcessKey>,
-    pub program: Arc<Program>,
+    pub program: Kept,
     pub uid: u32,
     pub login_uid: Option<u32>,
     pub cgroup: u64,
@@ -35,17 +35,15 @@ pub struct ProcessState {
     children: u32,
 }
 
-/// What a process runs.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Program {
-    /// Path of the executable in the process's mount namespace; in brackets, its short name, when only that is known.
-    pub exe: String,
-    pub argv: Argv,
-    pub argv_truncated: bool,
-    pub tty: Option<Box<str>>,
-}
-
 impl ProcessState {
+    fn acts(&mut self, header: &wire::Header) {
+        self.uid = header.uid;
+        self.cgroup = header.cgroup;
+        if header.mnt_ns != 0 {
+            self.mnt_ns = header.mnt_ns;
+        }
+    }
+
     /// Whether others in the table descend from it.
     #[must_use]
     pub fn is_parent(&self) -> bool {
@@ -56,14 +54,14 @@ impl ProcessState {
 /// All processes.
 #[derive(Debug, Default)]
 pub struct Processes {
-    /// Asked several times for each event, so not an ordered map.
-    table: FxHashMap<ProcessKey, ProcessState>,
-    /// The start of the last process with each pid.
-    starts: FxHashMap<u32, u64>,
+    /// The last process with each pid, and its start. Asked several times for each event, so not an ordered map.
+    table: FxHashMap<u32, (u64, ProcessState)>,
+    /// Those that had a pid before the one in the table.
+    earlier: FxHashMap<ProcessKey, ProcessState>,
     /// Exited processes in the order of their end, or of the last look at them.
     exited: VecDeque<(ProcessKey, BootNs)>,
     /// What they run, each kept once.
-    programs: FxHashSet<Arc<Program>>,
+    programs: Programs,
     /// Processes that the bound dropped before their time.
     dropped: u64,
 }
@@ -71,29 +69,42 @@ pub struct Processes {
 impl Processes {
     #[must_use]
     pub fn get(&self, key: ProcessKey) -> Option<&ProcessState> {
-        self.table.get(&key)
+        match self.table.get(&key.pid) {
+            Some((start, process)) if *start == key.start => Some(process),
+            _ if self.earlier.is_empty() => None,
+            _ => self.earlier.get(&key),
+        }
+    }
+
+    fn get_mut(&mut self, key: ProcessKey) -> Option<&mut ProcessState> {
+        match self.table.get_mut(&key.pid) {
+            Some((start, process)) if *start == key.start => Some(process),
+            _ if self.earlier.is_empty() => None,
+            _ => self.earlier.get_mut(&key),
+        }
     }
 
     /// The process that has, or had last, this pid.
     #[must_use]
     pub fn latest(&self, pid: u32) -> Option<ProcessKey> {
-        self.starts.get(&pid).map(|start| ProcessKey { pid, start: *start })
+        self.table.get(&pid).map(|(start, _)| ProcessKey { pid, start: *start })
     }
 
     /// All of them, in no order.
     pub fn iter(&self) -> impl Iterator<Item = (ProcessKey, &ProcessState)> {
-        self.table.iter().map(|(key, process)| (*key, process))
+        let last = self.table.iter().map(|(pid, (start, process))| (ProcessKey { pid: *pid, start: *start }, process));
+        last.chain(self.earlier.iter().map(|(key, process)| (*key, process)))
     }
 
     /// How many processes there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.table.len()
+        self.table.len() + self.earlier.len()
     }
 
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.table.is_empty()
+        self.len() == 0
     }
 
     /// How many living or recent processes the bound dropped.
@@ -104,16 +115,16 @@ impl Processes {
 
     /// Ancestors, parent first, as far as they are known.
     pub fn lineage(&self, key: ProcessKey) -> impl Iterator<Item = (ProcessKey, &ProcessState)> {
-        let parent = |key: &ProcessKey| self.table.get(key).and_then(|process| process.parent);
+        let parent = |key: &ProcessKey| self.get(*key).and_then(|process| process.parent);
         std::iter::successors(parent(&key), move |key| parent(key))
             .take(LINEAGE_MAX)
-            .map_while(|key| self.table.get(&key).map(|process| (key, process)))
+            .map_while(|key| self.get(key).map(|process| (key, process)))
     }
 
     /// A process from `/proc`. What the kernel already told of it is newer and stays.
     pub fn seed(&mut self, seed: &ProcessSeed) {
         let key = ProcessKey { pid: seed.pid, start: seed.start };
-        if self.table.contains_key(&key) {
+        if self.get(key).is_some() {
             return;
         }
         let parent = match seed.parent_start {
@@ -123,7 +134,7 @@ impl Processes {
         };
         let state = ProcessState {
             parent,
-            program: self.program(Program {
+            program: self.programs.keep(Program {
                 exe: seed.exe.clone(),
                 argv: seed.argv.iter().collect(),
                 argv_truncated: seed.argv_truncated,
@@ -151,7 +162,7 @@ impl Processes {
             Event::Fork(fork) => self.fork(header, actor, fork),
             Event::Exec(exec) => self.exec(header, actor, exec),
             Event::Exit(_) => {
-                if let Some(process) = self.table.get_mut(&actor)
+                if let Some(process) = self.get_mut(actor)
                     && process.exited.is_none()
                 {
                     process.exited = Some(time);
@@ -161,13 +172,13 @@ impl Processes {
             Event::CgroupMove(moved) => {
                 self.acts(header, actor);
                 let target = ProcessKey::from_ns(moved.target_tgid, moved.target_start_ns);
-                if let Some(target) = self.table.get_mut(&target) {
+                if let Some(target) = self.get_mut(target) {
                     target.cgroup = moved.id;
                 }
             }
             Event::Namespaces(entered) => {
                 self.acts(header, actor);
-                if let Some(process) = self.table.get_mut(&actor)
+                if let Some(process) = self.get_mut(actor)
                     && entered.mnt != 0
                 {
                     process.mnt_ns = entered.mnt;
@@ -182,73 +193,64 @@ impl Processes {
 
     /// A process that acts is in the table from then on, and where it lives is what the act says.
     fn acts(&mut self, header: &wire::Header, key: ProcessKey) {
-        if let Some(process) = self.table.get_mut(&key) {
-            process.uid = header.uid;
-            process.cgroup = header.cgroup;
-            if header.mnt_ns != 0 {
-                process.mnt_ns = header.mnt_ns;
-            }
+        if let Some(process) = self.get_mut(key) {
+            process.acts(header);
             return;
         }
-        let program = self.program(Program { exe: comm(header), ..Program::default() });
+        let program = self.programs.named(header);
         self.insert(key, by_header(header, program));
     }
 
     fn fork(&mut self, header: &wire::Header, actor: ProcessKey, fork: &wire::Fork) {
-        self.acts(header, actor);
+        let like = match self.get_mut(actor) {
+            Some(process) => {
+                process.acts(header);
+                process.clone()
+            }
+            None => {
+                let program = self.programs.named(header);
+                let process = by_header(header, program);
+                self.insert(actor, process.clone());
+                process
+            }
+        };
         let child = ProcessKey::from_ns(fork.child_tgid, fork.child_start_ns);
         let parent = ProcessKey::from_ns(fork.parent_tgid, fork.parent_start_ns);
-        if child == actor || self.table.contains_key(&child) {
+        if child == actor || self.get(child).is_some() {
             return;
         }
-        let Some(like) = self.table.get(&actor) else { return };
-        let state = ProcessState {
-            parent: Some(if parent == actor || self.table.contains_key(&parent) { parent } else { actor }),
-            exited: None,
-            children: 0,
-            ..like.clone()
-        };
-        self.insert(child, state);
+        let parent = if parent == actor || self.get(parent).is_some() { parent } else { actor };
+        self.insert(child, ProcessState { parent: Some(parent), exited: None, children: 0, ..like });
     }
 
     fn exec(&mut self, header: &wire::Header, key: ProcessKey, exec: &Exec) {
         let parent = ProcessKey::from_ns(exec.event.parent_tgid, exec.event.parent_start_ns);
-        let tty_len = exec.event.tty.iter().position(|b| *b == 0).unwrap_or(exec.event.tty.len());
-        let tty = String::from_utf8_lossy(&exec.event.tty[..tty_len]);
-        // A file that is mounted by itself, as runc mounts itself, has no name in any directory.
-        let mut exe = if exec.path == "/" { comm(header) } else { exec.path.clone() };
-        if exec.event.flags & wire::EXE_DELETED != 0 {
-            exe.push_str(" (deleted)");
-        }
-        let program = self.program(Program {
-            exe,
-            argv: exec.argv.clone(),
-            argv_truncated: exec.event.flags & wire::ARGV_TRUNCATED != 0,
-            tty: (!tty.is_empty()).then(|| tty.into()),
-        });
-        let known = self.table.get(&key);
-        let state = ProcessState {
-            // Who forked it stays, also when that one is gone and another has adopted it.
-            parent: known.and_then(|known| known.parent).or((parent != key && parent.pid != 0).then_some(parent)),
-            exited: known.and_then(|known| known.exited),
-            children: known.map_or(0, |known| known.children),
-            ..by_header(header, program)
+        let parent = (parent != key && parent.pid != 0).then_some(parent);
+        let state = by_header(header, self.programs.executed(exec));
+        let Some(known) = self.get_mut(key) else {
+            self.insert(key, ProcessState { parent, ..state });
+            return;
         };
-        if known.is_some() {
-            self.replace(key, state);
-        } else {
-            self.insert(key, state);
-        }
+        // Who forked it stays, also when that one is gone and another has adopted it.
+        let (parent, exited, children) = (known.parent.or(parent), known.exited, known.children);
+        let before = std::mem::replace(known, ProcessState { parent, exited, children, ..state });
+        self.programs.unused(before.program);
     }
 
+    /// Takes a process that is not in the table.
     fn insert(&mut self, key: ProcessKey, state: ProcessState) {
-        if let Some(parent) = state.parent.and_then(|parent| self.table.get_mut(&parent)) {
+        if let Some(parent) = state.parent.and_then(|parent| self.get_mut(parent)) {
             parent.children = parent.children.saturating_add(1);
         }
-        self.table.insert(key, state);
-        let last = self.starts.entry(key.pid).or_default();
-        *last = key.start.max(*last);
-        while self.table.len() > MAX && self.evict() {
+        match self.table.entry(key.pid) {
+            Entry::Vacant(free) => drop(free.insert((key.start, state))),
+            Entry::Occupied(mut taken) if taken.get().0 < key.start => {
+                let (start, before) = taken.insert((key.start, state));
+                self.earlier.insert(ProcessKey { start, ..key }, before);
+            }
+            Entry::Occupied(_) => drop(self.earlier.insert(key, state)),
+        }
+        while self.len() > MAX && self.evict() {
             self.dropped += 1;
         }
     }
@@ -259,7 +261,7 @@ impl Processes {
         const PASSED_OVER: usize = 8;
         let mut passed_over = 0;
         while let Some((key, end)) = self.exited.pop_front() {
-            match self.table.get(&key) {
+            match self.get(key) {
                 None => continue,
                 Some(process) if process.children > 0 && passed_over < PASSED_OVER => {
                     passed_over += 1;
@@ -272,7 +274,8 @@ impl Processes {
             }
         }
         // All alive: the one that was there first. The root stays.
-        let oldest = self.table.keys().filter(|key| key.pid > 1).min_by_key(|key| (key.start, key.pid)).copied();
+        let keys = self.iter().map(|(key, _)| key);
+        let oldest = keys.filter(|key| key.pid > 1).min_by_key(|key| (key.start, key.pid));
         oldest.is_some_and(|oldest| {
             self.remove(oldest);
             true
@@ -286,7 +289,7 @@ impl Processes {
                 return;
             }
             self.exited.pop_front();
-            match self.table.get(&key) {
+            match self.get(key) {
                 // Looked at again in a while.
                 Some(process) if process.children > 0 => self.exited.push_back((key, now)),
                 Some(_) => self.remove(key),
@@ -296,44 +299,20 @@ impl Processes {
     }
 
     fn remove(&mut self, key: ProcessKey) {
-        let Some(removed) = self.table.remove(&key) else { return };
-        if self.starts.get(&key.pid) == Some(&key.start) {
-            self.starts.remove(&key.pid);
-        }
-        if let Some(parent) = removed.parent.and_then(|parent| self.table.get_mut(&parent)) {
+        let removed = match self.table.entry(key.pid) {
+            Entry::Occupied(found) if found.get().0 == key.start => Some(found.remove().1),
+            _ => self.earlier.remove(&key),
+        };
+        let Some(removed) = removed else { return };
+        if let Some(parent) = removed.parent.and_then(|parent| self.get_mut(parent)) {
             parent.children = parent.children.saturating_sub(1);
         }
-        self.unused(removed.program);
-    }
-
-    /// Another state of a process that is in the table.
-    fn replace(&mut self, key: ProcessKey, state: ProcessState) {
-        if let Some(before) = self.table.insert(key, state) {
-            self.unused(before.program);
-        }
-    }
-
-    /// The one copy of a program.
-    fn program(&mut self, program: Program) -> Arc<Program> {
-        if let Some(known) = self.programs.get(&program) {
-            return Arc::clone(known);
-        }
-        let program = Arc::new(program);
-        self.programs.insert(Arc::clone(&program));
-        program
-    }
-
-    /// A process no longer runs this.
-    fn unused(&mut self, program: Arc<Program>) {
-        // The set's copy and this one: nobody else runs it.
-        if Arc::strong_count(&program) <= 2 {
-            self.programs.remove(&program);
-        }
+        self.programs.unused(removed.program);
     }
 }
 
 /// What a kernel record's header says of a process.
-fn by_header(header: &wire::Header, program: Arc<Program>) -> ProcessState {
+fn by_header(header: &wire::Header, program: Kept) -> ProcessState {
     ProcessState {
         parent: None,
         program,
@@ -345,12 +324,6 @@ fn by_header(header: &wire::Header, program: Arc<Program>) -> ProcessState {
         exited: None,
         children: 0,
     }
-}
-
-/// A task's short name, in brackets.
-fn comm(header: &wire::Header) -> String {
-    let len = header.comm.iter().position(|b| *b == 0).unwrap_or(header.comm.len());
-    format!("[{}]", String::from_utf8_lossy(&header.comm[..len]))
 }
 
 #[cfg(test)]
@@ -475,6 +448,6 @@ mod tests {
         assert!(table.dropped() > 0);
         assert_eq!(exes(&table, daemon), ["/bin/bash", "/sbin/init"]);
         assert!(table.exited.len() <= MAX);
-        assert_eq!(table.programs.len(), 2);
+        assert_eq!(table.programs.count(), 2);
     }
 }

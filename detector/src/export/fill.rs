@@ -21,7 +21,7 @@ use crate::{
 #[must_use]
 pub fn row<'a>(
     record: &'a Record,
-    event: Option<Result<&'a Event, &DecodeError>>,
+    event: Option<Result<&'a Event<'a>, &DecodeError>>,
     alerts: &[Alert],
     context: &'a Context,
 ) -> Row<'a> {
@@ -163,7 +163,7 @@ fn body<'a>(row: &mut Row<'a>, body: &'a Body, context: &'a Context) {
     });
 }
 
-fn kernel<'a>(row: &mut Row<'a>, event: &'a Event, context: &'a Context) {
+fn kernel<'a>(row: &mut Row<'a>, event: &'a Event<'a>, context: &'a Context) {
     let header = event.header();
     process(row, ProcessKey::from_ns(header.tgid, header.start_ns), context);
     row.hook = text(hook_name(header.hook));

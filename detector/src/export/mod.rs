@@ -70,7 +70,7 @@ pub enum ExportError {
 pub struct Seen<'a> {
     pub record: &'a Record,
     /// The decoded form of a kernel record.
-    pub event: Option<&'a Event>,
+    pub event: Option<&'a Event<'a>>,
     pub row: Row<'a>,
     /// Those that this record completed.
     pub alerts: &'a [Alert],
@@ -126,7 +126,7 @@ impl<'w> Export<'w> {
             self.pipeline = Pipeline::new();
         }
         let alerts = self.pipeline.push(record);
-        let event: Option<Result<Event, DecodeError>> = match &record.body {
+        let event: Option<Result<Event<'_>, DecodeError>> = match &record.body {
             Body::Kernel { raw } => Some(decode::event(raw)),
             _ => None,
         };

@@ -8,14 +8,13 @@ mod tests;
 use std::{
     collections::{BTreeMap, VecDeque},
     io::{BufWriter, Write},
-    sync::Arc,
 };
 
 use detector_common as wire;
 
 use crate::{
     alert::Alert,
-    context::{Context, process::Program},
+    context::{Context, program::Kept},
     decode::Event,
     detect::base,
     escape::escape,
@@ -60,7 +59,7 @@ struct Track {
     /// A program's slice is open.
     runs: bool,
     /// What it ran last, which it is called by: told late, since Perfetto keeps the first name that it is told.
-    program: Arc<Program>,
+    program: Kept,
     named: bool,
 }
 
@@ -132,7 +131,7 @@ impl<W: Write> Perfetto<W> {
         }
         self.last_uuid += 1;
         let uuid = self.last_uuid;
-        let program = seen.context.processes.get(key).map(|state| Arc::clone(&state.program)).unwrap_or_default();
+        let program = seen.context.processes.get(key).map(|state| state.program.clone()).unwrap_or_default();
         self.tracks.insert(key, Track { uuid, last: now, runs: false, program, named: false });
         self.describe(TrackDescriptor { uuid, name: String::new(), process: Some(descriptor(key)) })?;
         let args =
@@ -163,7 +162,7 @@ impl<W: Write> Perfetto<W> {
     fn runs(&mut self, key: ProcessKey, seen: &Seen<'_>) -> Result<(), ExportError> {
         let (uuid, now) = self.track(key, seen)?;
         if let (Some(track), Some(state)) = (self.tracks.get_mut(&key), seen.context.processes.get(key)) {
-            track.program = Arc::clone(&state.program);
+            track.program = state.program.clone();
         }
         if self.tracks.get_mut(&key).is_some_and(|track| std::mem::replace(&mut track.runs, true)) {
             self.event(now, slice(uuid, END, None, "", Vec::new()))?;

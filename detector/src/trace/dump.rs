@@ -179,7 +179,7 @@ fn more(event: &Event, raw: &[u8]) -> Value {
         Event::Exec(exec) => {
             let e = &exec.event;
             json!({
-                "path": exec.path, "argv": exec.argv.to_vec(), "ino": e.ino, "dev": e.dev,
+                "path": &*exec.path, "argv": exec.argv.to_vec(), "ino": e.ino, "dev": e.dev,
                 "path_truncated": e.flags & wire::PATH_TRUNCATED != 0,
                 "argv_truncated": e.flags & wire::ARGV_TRUNCATED != 0,
                 "exe_deleted": e.flags & wire::EXE_DELETED != 0,

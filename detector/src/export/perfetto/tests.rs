@@ -233,7 +233,7 @@ fn tracks_are_bounded_and_the_ended_go_first() {
     let shell = Actor::host(50, 10);
     let mut push = |raw: bytes::Bytes| {
         let event = crate::decode::event(&raw).unwrap();
-        let record = Record { seq: 1, time: BootNs(0), body: Body::Kernel { raw } };
+        let record = Record { seq: 1, time: BootNs(0), body: Body::Kernel { raw: raw.clone() } };
         context.learn(record.time, &record.body, Some(&event));
         let row = Row::default();
         let seen = Seen { record: &record, event: Some(&event), row, alerts: &[], context: &context };
