@@ -3,11 +3,11 @@
 use crate::{
     alert::{Alert, Origin, Process, Request, TraceRef},
     context::{Context, container::Container},
-    decode,
+    decode::{self, Event},
     detect::{
         Detector, Finding, admission::Admission, anonymous::Anonymous, around::Around, audit_log::AuditLogs,
         blocked::Blocked, container_exec::ContainerExec, delete_events::DeleteEvents, etcd_client::EtcdClient,
-        image_arrival::ImageArrivals, impair::Impair, kind_bit, node_logs::NodeLogs, operator::Operator, pause::Pause,
+        image_arrival::ImageArrivals, impair::Impair, node_logs::NodeLogs, operator::Operator, pause::Pause,
         public_api::PublicApi, service_account::ServiceAccount, spawned::Spawned, static_pod::StaticPod,
         supply_chain::SupplyChain, tamper::Tamper, token_use::TokenUse, webhook_address::WebhookAddress,
     },
@@ -24,8 +24,9 @@ pub struct Stats {
 /// The pipeline and its state.
 pub struct Pipeline {
     context: Context,
-    /// With the kinds of kernel records that each looks at.
-    detectors: Vec<(u64, Box<dyn Detector>)>,
+    detectors: Vec<Box<dyn Detector>>,
+    /// Which of them look at kernel records of each kind, a bit each.
+    by_kind: [u64; 64],
     stats: Stats,
 }
 
@@ -61,32 +62,42 @@ impl Pipeline {
             Box::<TokenUse>::default(),
             Box::<Spawned>::default(),
         ];
-        Self {
-            context: Context::default(),
-            detectors: detectors.into_iter().map(|detector| (detector.kinds(), detector)).collect(),
-            stats: Stats::default(),
+        let mut by_kind = [0; 64];
+        for (kind, set) in by_kind.iter_mut().enumerate() {
+            for (number, detector) in detectors.iter().enumerate() {
+                *set |= (detector.kinds() >> kind & 1) << number;
+            }
         }
+        Self { context: Context::default(), detectors, by_kind, stats: Stats::default() }
     }
 
     /// Takes the next record of the stream; yields the alerts that it completes.
     pub fn push(&mut self, record: &Record) -> Vec<Alert> {
-        let event = match &record.body {
-            Body::Kernel { raw } => match decode::event(raw) {
-                Ok(event) => Some(event),
-                Err(_) => {
-                    self.stats.undecodable += 1;
-                    return Vec::new();
-                }
-            },
-            _ => None,
-        };
-        self.context.learn(record.time, &record.body, event.as_ref());
-        self.context.connected(record, event.as_ref());
-        let kind = event.as_ref().map(|event| kind_bit(event.header().kind));
+        let Body::Kernel { raw } = &record.body else { return self.detect(record, None, u64::MAX) };
+        match &decode::event(raw) {
+            Ok(event) => {
+                let kind = usize::from(event.header().kind);
+                self.detect(record, Some(event), self.by_kind.get(kind).copied().unwrap_or(0))
+            }
+            Err(_) => {
+                self.stats.undecodable += 1;
+                Vec::new()
+            }
+        }
+    }
+
+    /// Has those detectors look at a record whose bits are set.
+    fn detect(&mut self, record: &Record, event: Option<&Event>, mut detectors: u64) -> Vec<Alert> {
+        self.context.learn(record.time, &record.body, event);
+        self.context.connected(record, event);
         let mut alerts = Vec::new();
-        for (_, detector) in self.detectors.iter_mut().filter(|(kinds, _)| kind.is_none_or(|kind| kinds & kind != 0)) {
-            for finding in detector.observe(record, event.as_ref(), &self.context) {
-                alerts.push(alert(finding, record, &self.context));
+        while detectors != 0 {
+            let number = detectors.trailing_zeros() as usize;
+            detectors &= detectors - 1;
+            let Some(detector) = self.detectors.get_mut(number) else { break };
+            let findings = detector.observe(record, event, &self.context);
+            if !findings.is_empty() {
+                alerts.extend(findings.into_iter().map(|finding| alert(finding, record, &self.context)));
             }
         }
         alerts

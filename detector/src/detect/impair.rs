@@ -23,6 +23,10 @@ pub struct Impair {
 }
 
 impl Detector for Impair {
+    fn kinds(&self) -> u64 {
+        0
+    }
+
     fn observe(&mut self, record: &Record, _event: Option<&Event>, _context: &Context) -> Vec<Finding> {
         if let Body::Loss(loss) = &record.body {
             let lost = self.lost.entry((loss.alerting, loss.skipped, loss.hook.clone())).or_default();

@@ -70,12 +70,7 @@ pub trait Detector {
 
 /// A set of [`detector_common::kind`]s.
 pub(crate) fn kinds(of: &[u16]) -> u64 {
-    of.iter().fold(0, |set, kind| set | kind_bit(*kind))
-}
-
-/// A kind in such a set.
-pub(crate) fn kind_bit(kind: u16) -> u64 {
-    1_u64.checked_shl(kind.into()).unwrap_or(0)
+    of.iter().fold(0, |set, kind| set | 1_u64.checked_shl((*kind).into()).unwrap_or(0))
 }
 
 /// The last component of a path.

@@ -43,7 +43,20 @@ impl Stored {
 pub struct StoredActs(VecDeque<Stored>);
 
 impl StoredActs {
+    /// Whether an event is of a kind that acts on stores are.
+    #[must_use]
+    pub fn may_be(event: &Event) -> bool {
+        matches!(event, Event::Open(_) | Event::Entry(_) | Event::Path(_))
+    }
+
+    #[inline]
     pub fn observe(&mut self, record: &Record, event: &Event) {
+        if Self::may_be(event) {
+            self.act(record, event);
+        }
+    }
+
+    fn act(&mut self, record: &Record, event: &Event) {
         let Some((kind, name, detail)) = act(event) else { return };
         let header = event.header();
         self.0.retain(|act| record.time.0.saturating_sub(act.time.0) < KEEP_NS);

@@ -77,8 +77,9 @@ impl Detector for SupplyChain {
         }
         if let Some(Event::Exec(exec)) = event
             && !context.is_older(record.time)
+            && let Some(finding) = self.executed(record, exec, context)
         {
-            findings.extend(self.executed(record, exec, context));
+            findings.push(finding);
         }
         findings
     }
@@ -141,8 +142,8 @@ impl SupplyChain {
             None => context.containers.of_namespaces(&has, None)?.0,
         };
         let actor = ProcessKey::from_ns(header.tgid, header.start_ns);
-        let path = escape_to(&exec.path, 256);
         let Some(lies) = Lies::of(exec.event.flags) else { return self.tool(record, actor, exec, container) };
+        let path = escape_to(&exec.path, 256);
         if !self.first(container, &format!("{lies:?} {path}")) {
             return None;
         }

@@ -63,7 +63,7 @@ impl Detector for ContainerExec {
         let Some(event) = event.filter(|_| !context.is_older(record.time)) else { return Vec::new() };
         let header = event.header();
         let actor = ProcessKey::from_ns(header.tgid, header.start_ns);
-        match event {
+        let found = match event {
             Event::Exec(exec) => self.executed(record, actor, exec, context),
             Event::Namespaces(entered) => {
                 let has = Namespaces { mnt: entered.mnt, pid: entered.pid_children, shared: entered.shared.into() };
@@ -104,9 +104,8 @@ impl Detector for ContainerExec {
                 left.and_then(|group| self.without_exec(record, &group, context))
             }
             _ => None,
-        }
-        .into_iter()
-        .collect()
+        };
+        found.map_or_else(Vec::new, |finding| vec![finding])
     }
 }
 

@@ -67,7 +67,7 @@ impl Detector for Pause {
             Body::Kernel { .. } => {
                 let Some(event) = event else { return Vec::new() };
                 self.acts.observe(record, event);
-                self.acted(record, event, context).into_iter().collect()
+                self.acted(record, event, context).map_or_else(Vec::new, |finding| vec![finding])
             }
             Body::Process(seed) => {
                 let key = ProcessKey { pid: seed.pid, start: seed.start };
