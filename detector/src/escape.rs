@@ -6,6 +6,10 @@ use std::fmt::Write as _;
 /// overrides, zero-width ones) become visible escapes.
 #[must_use]
 pub fn escape(text: &str) -> String {
+    // Nearly all of it.
+    if text.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'\\') {
+        return text.to_owned();
+    }
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -27,6 +31,9 @@ pub fn escape(text: &str) -> String {
 #[must_use]
 pub fn escape_to(text: &str, max: usize) -> String {
     let escaped = escape(text);
+    if escaped.len() <= max {
+        return escaped;
+    }
     match escaped.char_indices().nth(max) {
         None => escaped,
         Some(_) => escaped.chars().take(max.saturating_sub(1)).chain(['…']).collect(),

@@ -12,25 +12,36 @@ use crate::{
 /// Most manifests remembered: as many as the view looks at.
 const MAX: usize = 16_384;
 
-/// Manifests that say any of that, by directory and file name.
+/// What manifests say.
 #[derive(Debug, Default)]
-pub struct StaticPods(BTreeMap<(String, String), Manifest>);
+pub struct StaticPods {
+    /// Those that say any of that, by directory and file name.
+    pods: BTreeMap<(String, String), Manifest>,
+    /// What the change that was learned last left.
+    last: Option<Parsed>,
+}
 
 impl StaticPods {
     /// Learns from a manifest that was there, came or changed.
     pub(super) fn learn(&mut self, change: &ManifestChange) {
         let key = (change.dir.clone(), change.name.clone());
-        self.0.remove(&key);
-        let Some(after) = change.after.as_ref().filter(|after| change.visible && after.unreadable.is_none()) else {
-            return;
-        };
-        if let Parsed::Pods(pods) = manifest::parse(&after.content)
-            && let Some(pod) = pods.into_iter().next()
+        self.pods.remove(&key);
+        let after = change.after.as_ref().filter(|after| after.unreadable.is_none());
+        self.last = after.map(|after| manifest::parse(&after.content));
+        if change.visible
+            && let Some(Parsed::Pods(pods)) = &self.last
+            && let Some(pod) = pods.first()
             && !(pod.execs.is_empty() && pod.host_paths.is_empty())
-            && self.0.len() < MAX
+            && self.pods.len() < MAX
         {
-            self.0.insert(key, pod);
+            self.pods.insert(key, pod.clone());
         }
+    }
+
+    /// What the manifest is that the record is about which was learned last; `None` where none is there that can be read.
+    #[must_use]
+    pub fn last(&self) -> Option<&Parsed> {
+        self.last.as_ref()
     }
 
     /// Of what kind this command is, if it is one that kubelet is told to run in the container, by the pod's manifest or the runtime's word.
@@ -57,7 +68,7 @@ impl StaticPods {
 
     /// kubelet calls a static pod by its manifest's name and the node's.
     fn of(&self, pod: &PodRef) -> impl Iterator<Item = &Manifest> {
-        self.0.values().filter(|manifest| {
+        self.pods.values().filter(|manifest| {
             let rest = pod.name.strip_prefix(manifest.name.as_str());
             manifest.namespace == pod.namespace && rest.is_some_and(|rest| rest.starts_with('-'))
         })

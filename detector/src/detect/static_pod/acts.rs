@@ -172,21 +172,25 @@ impl Acts {
     }
 
     fn score(&self, act: &Act, change: &ManifestChange, found: BootNs) -> Option<Score> {
-        let score = explains(&act.what, change)?;
         if act.time > found {
             return None;
         }
-        if act.time > change.since {
-            return Some(score);
+        let recent = act.time > change.since;
+        let early = act.early && act.time.0.saturating_add(EARLY_NS) > change.since.0;
+        let opened = matches!(act.what, What::File { .. }) && change.change == ChangeKind::Modified;
+        // Most acts are too old to explain anything, whatever they were about.
+        if !recent && !early && !opened && !matches!(act.what, What::Mount { .. }) {
+            return None;
         }
-        if act.early && score >= OLD && act.time.0.saturating_add(EARLY_NS) > change.since.0 {
+        let score = explains(&act.what, change)?;
+        if recent || (early && score >= OLD) {
             return Some(score);
         }
         if let What::Mount { onto } = &act.what {
             return (onto == base(&change.dir) && found.0.saturating_sub(act.time.0) < MOUNTED_NS).then_some(OLD);
         }
         // Older than the last look at the old state: only a descriptor that may still be open explains anything.
-        (matches!(act.what, What::File { .. }) && change.change == ChangeKind::Modified && score >= 90).then_some(OLD)
+        (opened && score >= 90).then_some(OLD)
     }
 }
 

@@ -18,7 +18,7 @@ use crate::{
     decode::Event,
     detect::{Detector, Finding, kinds, technique::STATIC_POD},
     escape::escape_to,
-    manifest::{self, Manifest, Parsed},
+    manifest::{Manifest, Parsed},
     record::{Body, ChangeKind, ManifestChange, Record, WatchReason, Watched},
 };
 
@@ -65,17 +65,13 @@ impl StaticPod {
         let act = self.acts.behind(change, record.time);
         let actor = act.map(|act| act.process);
         let origin = actor.map(|actor| context.origin(actor).0);
-        let parsed = change
-            .after
-            .as_ref()
-            .filter(|after| after.unreadable.is_none())
-            .map(|after| manifest::parse(&after.content));
-        let mut judged = severity::judge(change, parsed.as_ref(), origin);
+        let parsed = context.static_pods.last();
+        let mut judged = severity::judge(change, parsed, origin);
         if actor.is_none() {
             judged.reasons.insert(0, nobody(context));
         }
         let path = path(change);
-        let what = subject(change, parsed.as_ref());
+        let what = subject(change, parsed);
         let by = match actor.and_then(|actor| context.processes.get(actor)) {
             Some(process) => format!(" by {}", escape_to(&process.program.exe, TITLE_NAME)),
             None => " by nobody that was seen".to_owned(),
@@ -105,7 +101,7 @@ impl StaticPod {
                 symlink: change.after.as_ref().and_then(|after| after.symlink.clone()),
             }),
             manifest: match parsed {
-                Some(Parsed::Pods(pods)) => pods.into_iter().next(),
+                Some(Parsed::Pods(pods)) => pods.first().cloned(),
                 _ => None,
             },
             evidence,
