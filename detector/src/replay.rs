@@ -112,15 +112,15 @@ pub fn replay(options: &Options, mut sink: Stdout) -> anyhow::Result<ExitCode> {
                     if record.seq % 4096 == 0 {
                         bar.read(reader.progress().bytes);
                     }
-                    match joiner.next(record) {
-                        Next::Skip => {}
-                        Next::Push(record) => player.push(record, &mut sink, &bar)?,
-                        Next::Restart(opening, record) => {
+                    match joiner.next(&record) {
+                        Next::Skip => continue,
+                        Next::Push => {}
+                        Next::Restart(opening) => {
                             player.finish(&mut sink, Some(&bar))?;
                             player.restart(opening);
-                            player.push(record, &mut sink, &bar)?;
                         }
                     }
+                    player.push(record, &mut sink, &bar)?;
                 }
                 Item::Damage(damage) => {
                     damaged |= damage.is_loss();
@@ -162,6 +162,7 @@ struct Player<'a> {
     /// When what moment of the recording was replayed.
     pace: Option<(Instant, BootNs)>,
     found: bool,
+    /// The last record, where there is a report to say what came behind it.
     last: Option<Record>,
 }
 
@@ -190,6 +191,10 @@ impl Player<'_> {
         self.adapt(&mut record);
         self.wait(record.time, bar);
         let alerts = self.pipeline.push(&record);
+        // Nearly every record.
+        if self.report.is_none() && Triage::passes_over(&record, &alerts) {
+            return Ok(());
+        }
         let outcome = self.triage.push(&record, alerts);
         if outcome.says(self.options.explain) {
             bar.aside(|| say_outcome(&outcome, self.options.explain));
@@ -197,8 +202,8 @@ impl Player<'_> {
         let alerts: Vec<_> = outcome.told.into_iter().filter(|alert| self.options.filter.takes(alert)).collect();
         if let Some(report) = &mut self.report {
             report.observe(&record, &alerts, &self.pipeline);
+            self.last = Some(record);
         }
-        self.last = Some(record);
         self.tell(&alerts, sink, Some(bar))
     }
 

@@ -43,10 +43,10 @@ pub fn export(options: &Options) -> anyhow::Result<bool> {
             match items.next() {
                 None => reader = None,
                 Some(Ok(Item::Opening(record))) => joiner.opening(record),
-                Some(Ok(Item::Record(record))) => match joiner.next(record) {
+                Some(Ok(Item::Record(record))) => match joiner.next(&record) {
                     Next::Skip => {}
-                    Next::Push(record) => ready.push_back(record),
-                    Next::Restart(opening, record) => ready.extend(opening.into_iter().chain([record])),
+                    Next::Push => ready.push_back(record),
+                    Next::Restart(opening) => ready.extend(opening.into_iter().chain([record])),
                 },
                 Some(Ok(Item::Damage(damage))) => {
                     whole &= !damage.is_loss();

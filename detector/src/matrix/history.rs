@@ -46,19 +46,18 @@ pub fn read(files: &[PathBuf]) -> anyhow::Result<History> {
                     continue;
                 }
             };
-            let record = match joiner.next(record) {
+            match joiner.next(&record) {
                 Next::Skip => continue,
-                Next::Push(record) => record,
-                Next::Restart(opening, record) => {
+                Next::Push => {}
+                Next::Restart(opening) => {
                     pipeline = Pipeline::new();
                     for record in &opening {
                         history.learn(record);
                         // What they would tell was told when it happened.
                         drop(pipeline.push(record));
                     }
-                    record
                 }
-            };
+            }
             history.learn(&record);
             for alert in pipeline.push(&record) {
                 history.count(&alert, &pipeline);

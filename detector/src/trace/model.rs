@@ -146,6 +146,15 @@ impl Model {
         if slot.tgid == tgid { slot } else { &self.slots[self.last] }
     }
 
+    /// Puts a process into its place.
+    fn put(&mut self, slot: Slot) {
+        let place = slot.tgid as usize % SLOTS;
+        if self.slots[place].tgid != slot.tgid {
+            self.used.push(place);
+        }
+        self.slots[place] = slot;
+    }
+
     /// The place of a process, to be changed.
     fn place(&mut self, tgid: u32, like: usize) -> &mut Slot {
         let place = tgid as usize % SLOTS;
@@ -156,16 +165,16 @@ impl Model {
         &mut self.slots[place]
     }
 
-    /// The record that is expected. `text` holds the tails.
-    pub fn predict(&self, symbol: usize, given: &Given, text: &[u8]) -> Words {
-        let mut words = [0; WORDS];
-        let Some(symbol) = self.symbols.get(symbol) else { return words };
+    /// Makes `words` the record that is expected. `text` holds the tails.
+    pub fn predict(&self, symbol: usize, given: &Given, text: &[u8], words: &mut Words) {
+        let Some(symbol) = self.symbols.get(symbol) else { return words.fill(0) };
         let slot = self.slot(given.tgid);
         words[0] = u32::from(symbol.kind) | u32::from(symbol.hook) << 16;
         words[header::TIME..header::START].copy_from_slice(&wire::halves(given.time));
         words[header::START..HEADER].copy_from_slice(&slot.header);
         words[header::TGID] = given.tgid;
         words[header::TID] = given.tgid;
+        words[HEADER..].fill(0);
         match symbol.kind {
             EXIT => {
                 // These the kernel program leaves out.
@@ -181,7 +190,7 @@ impl Model {
                 words[fork::PARENT_START..fork::PARENT_TGID].copy_from_slice(&slot.header[..2]);
                 words[fork::PARENT_TGID] = given.tgid;
             }
-            EXEC => self.predict_exec(&mut words, slot, given, text),
+            EXEC => self.predict_exec(words, slot, given, text),
             _ => words[HEADER..].copy_from_slice(&symbol.body),
         }
         let mut len = symbol.layout.fixed;
@@ -197,7 +206,6 @@ impl Model {
             };
         }
         words[1] = len as u32;
-        words
     }
 
     fn predict_exec(&self, words: &mut Words, slot: &Slot, given: &Given, text: &[u8]) {
@@ -256,7 +264,7 @@ impl Model {
                 made.tgid = child;
                 made.header[..2].copy_from_slice(&words[fork::CHILD_START..fork::CHILD_TGID]);
                 made.parent.copy_from_slice(&words[fork::PARENT_START..=fork::PARENT_TGID]);
-                *self.place(child, self.last) = made;
+                self.put(made);
                 self.child = child;
                 self.remember(child);
             }

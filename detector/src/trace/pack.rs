@@ -167,7 +167,8 @@ impl Packer {
             let class = self.bits.put(self.streams.of(Id::Bits), time, given.child_start);
             self.streams.of(Id::Starts).push(class);
         }
-        let predicted = self.model.predict(symbol, &given, self.streams.of(Id::Text));
+        let mut predicted = [0; WORDS];
+        self.model.predict(symbol, &given, self.streams.of(Id::Text), &mut predicted);
         self.differences(&parts.words, &predicted);
         self.model.learn(symbol, &parts.words, &given);
     }

@@ -8,10 +8,10 @@ use zstd::bulk::Decompressor;
 
 use super::{
     frame::BlockHeader,
-    model::{Given, Model, NONE},
+    model::{Given, Model, NONE, Words},
     pack::{EXPECTED, FAR, JSON, KNOWN, LITERAL, NEW, RARE},
     streams::{BitCursor, Cursor, Id, Malformed, Streams},
-    wire::{self, FORK},
+    wire::{self, FORK, WORDS},
 };
 use crate::record::{Body, BootNs, Record};
 
@@ -103,6 +103,8 @@ struct Cursors<'a> {
     /// How much of the text the tails so far have.
     text_end: usize,
     opaque: Cursor<'a>,
+    /// The fixed part of the record that is read.
+    fixed: Words,
 }
 
 impl<'a> Cursors<'a> {
@@ -121,6 +123,7 @@ impl<'a> Cursors<'a> {
             text: streams.cursor(Id::Text).rest(),
             text_end: 0,
             opaque: streams.cursor(Id::Opaque),
+            fixed: [0; WORDS],
         }
     }
 
@@ -213,7 +216,7 @@ impl<'a> Cursors<'a> {
             // Written as what the fork comes later by.
             given.child_start = self.bits.get(class ^ 0x80, time)?;
         }
-        let mut words = model.predict(symbol, &given, self.text);
+        model.predict(symbol, &given, self.text, &mut self.fixed);
         let code = self.masks.byte()?;
         let mut mask = match model.masks.get(usize::from(code)) {
             Some(mask) if code != RARE => *mask,
@@ -233,14 +236,14 @@ impl<'a> Cursors<'a> {
         };
         while mask != 0 {
             let at = mask.trailing_zeros() as usize;
-            let word = words.get_mut(at).ok_or(Malformed::Reference("a mask"))?;
+            let word = self.fixed.get_mut(at).ok_or(Malformed::Reference("a mask"))?;
             *word = self.words.near(*word)?;
             mask &= mask - 1;
         }
-        model.learn(symbol, &words, &given);
+        model.learn(symbol, &self.fixed, &given);
         room(raws, layout.fixed, limit)?;
         // Little-endian, as every machine that this is built for.
-        raws.put_slice(&words.as_bytes()[..layout.fixed]);
+        raws.put_slice(&self.fixed.as_bytes()[..layout.fixed]);
         for (tail, spec) in given.tails.iter().zip(layout.tails) {
             let tail = model.tails.get(*tail as usize).ok_or(Malformed::Reference("a tail"))?;
             let start = tail.start as usize;
@@ -252,7 +255,9 @@ impl<'a> Cursors<'a> {
             };
             room(raws, len, limit)?;
             raws.put_slice(bytes);
-            raws.put_bytes(0, len - bytes.len());
+            if len > bytes.len() {
+                raws.put_bytes(0, len - bytes.len());
+            }
         }
         Ok(())
     }

@@ -98,11 +98,16 @@ impl Triage {
         triage
     }
 
+    /// Whether nothing comes of a record and the alerts that the pipeline made of it: so it is with nearly every one.
+    #[must_use]
+    pub fn passes_over(record: &Record, alerts: &[Alert]) -> bool {
+        alerts.is_empty() && matches!(record.body, Body::Kernel { .. })
+    }
+
     /// Takes the next record of the stream and the alerts that the pipeline made of it.
     #[inline]
     pub fn push(&mut self, record: &Record, alerts: Vec<Alert>) -> Outcome {
-        // Nearly every record.
-        if alerts.is_empty() && matches!(record.body, Body::Kernel { .. }) {
+        if Self::passes_over(record, &alerts) {
             return Outcome::default();
         }
         self.judge_all(record, alerts)
