@@ -117,6 +117,7 @@ pub const TRACE: &str = "\
 Examples:
   detector trace info *.trace
   detector trace dump node.trace | jq 'select(.body.kind == \"manifest\")'
+  detector trace cut evidence/*.trace --from 2026-11-25T13:00:00Z --to 2026-11-25T13:05:00Z -o five-minutes.trace
   detector trace export node.trace --format parquet -o node.parquet
   detector trace export node.trace --format perfetto -o node.pftrace
 

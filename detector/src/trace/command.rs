@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use clap::Subcommand;
 
 use super::{
-    Item, Reader,
+    Item, Reader, cut,
     dump::Line,
     info::{Info, line},
 };
@@ -37,6 +37,9 @@ pub enum TraceCommand {
         #[arg(long)]
         raw: bool,
     },
+    /// Write a while of traces as a trace of its own: it opens with what stood when it begins
+    #[command(after_help = help::TRACE)]
+    Cut(cut::Options),
     /// Make files of traces that databases and timelines read
     #[command(after_help = help::TRACE)]
     #[cfg(feature = "export")]
@@ -52,6 +55,7 @@ pub fn trace(command: &TraceCommand) -> anyhow::Result<ExitCode> {
     let done = match command {
         TraceCommand::Info { files } => each(files, |name, file| info(name, file, &mut out)),
         TraceCommand::Dump { files, raw } => each(files, |name, file| dump(name, file, *raw, &mut out)),
+        TraceCommand::Cut(options) => cut::cut(options),
         #[cfg(feature = "export")]
         TraceCommand::Export(options) => crate::export::files::export(options),
     };

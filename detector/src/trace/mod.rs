@@ -4,6 +4,7 @@
 //! reader needs no seeking, trusts nothing that it reads, and goes on behind what is damaged.
 
 pub mod command;
+mod cut;
 mod dump;
 mod frame;
 #[cfg(any(test, fuzzing))]
