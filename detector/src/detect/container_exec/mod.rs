@@ -55,7 +55,7 @@ impl Detector for ContainerExec {
         match &record.body {
             Body::Process(seed) => self.was_there(seed, context),
             Body::Tick => {
-                let late = self.pending.late(record.time);
+                let late = self.pending.late(record.time, |group| is_monitors(group, context));
                 return late.into_iter().filter_map(|group| self.without_exec(record, &group, context)).collect();
             }
             _ => {}
@@ -205,14 +205,24 @@ impl ContainerExec {
         if self.is_told(group.first, container, context) {
             return None;
         }
-        self.tell(group.first, &group.container);
-        for member in &group.members {
-            self.tell(*member, &group.container);
-        }
         let way = way::of(group.first, Some(group), &group.kinds(), context);
+        let monitors = is_monitors(group, context);
+        if !monitors {
+            self.tell(group.first, &group.container);
+            for member in &group.members {
+                self.tell(*member, &group.container);
+            }
+        }
         let title =
             format!("{} got into {} without executing a program there", escape_to(&group.by, NAME), place(container));
-        let (severity, reasons) = judge(&way, None, false, group.first, container, context);
+        let (mut severity, mut reasons) = judge(&way, None, false, group.first, container, context);
+        if monitors {
+            // What it executes after all is told by itself.
+            let why = "the container's own monitor had the runtime begin it: most likely a command that is not there, or a probe \
+                       whose time was over";
+            reasons.insert(0, why.to_owned());
+            severity = Severity::Low;
+        }
         let time = if group.evidence.is_empty() { record.time } else { group.since };
         Some(finding(time, severity, title, reasons, group.first, container, group.evidence.clone()))
     }
@@ -278,6 +288,16 @@ impl ContainerExec {
         }
         self.probed.insert((container.info.id.clone(), argv.to_vec()))
     }
+}
+
+/// Whether a container's own monitor had the runtime go in, as it is done day by day. The runtime may be late, or be ended on its way: by a
+/// probe whose time is over, above all on a node that is overloaded.
+fn is_monitors(group: &Group, context: &Context) -> bool {
+    let container = context.containers.get(&group.container);
+    container.is_some_and(|container| {
+        way::of(group.first, Some(group), &group.kinds(), context).is_usual()
+            && way::is_of_own_monitor(group.first, container, context)
+    })
 }
 
 fn judge(

@@ -21,6 +21,9 @@ const PATIENCE_NS: u64 = 1_000_000_000;
 /// The same for a container runtime, which prepares what it executes.
 const RUNTIME_PATIENCE_NS: u64 = 10_000_000_000;
 
+/// The same where the container's own monitor had the runtime begin: on a node that is overloaded it takes that long.
+const MONITOR_PATIENCE_NS: u64 = 60_000_000_000;
+
 /// One way in: a process and what it forked since.
 #[derive(Clone, Debug)]
 pub struct Group {
@@ -140,9 +143,12 @@ impl Pending {
         if group.members.is_empty() { self.take(number) } else { None }
     }
 
-    /// Groups that have been on their way for longer than it takes.
-    pub fn late(&mut self, now: BootNs) -> Vec<Group> {
-        let is_late = |group: &Group| now.0.saturating_sub(group.since.0) > group.patience;
+    /// Groups that have been on their way for longer than it takes; `is_monitors` are those that containers' own monitors began.
+    pub fn late(&mut self, now: BootNs, is_monitors: impl Fn(&Group) -> bool) -> Vec<Group> {
+        let is_late = |group: &Group| {
+            let age = now.0.saturating_sub(group.since.0);
+            age > group.patience && (age > MONITOR_PATIENCE_NS || !is_monitors(group))
+        };
         let late: Vec<_> = self.groups.iter().filter(|(_, group)| is_late(group)).map(|(number, _)| *number).collect();
         late.into_iter().filter_map(|number| self.take(number)).collect()
     }

@@ -41,6 +41,8 @@ pub(crate) fn start(stream: &mut Stream, init: Actor, info: ContainerInfo, exe: 
     stream.kernel(testing::namespaces(stage, init.mnt_ns, init.pid_ns, POD_SHARED));
     stream.kernel(testing::fork(Actor { mnt_ns: init.mnt_ns, ..stage }, init));
     stream.kernel(testing::exit(stage));
+    // It is created; another one starts it.
+    stream.kernel(testing::exit(runc));
     stream.kernel(testing::exec_in(init, runc, exe, &[exe], POD_SHARED, inner_pid, ""));
 }
 
@@ -62,6 +64,75 @@ pub(crate) fn runtime_exec(stream: &mut Stream, by: Actor, pid: u32, exec_id: &s
     stream.kernel(testing::exit(init));
     stream.kernel(testing::exec_in(inside, runc, argv[0], argv, POD_SHARED, 17, tty));
     inside
+}
+
+/// What the runtime does on its way in, as far as the process that is to execute something.
+fn way_in(stream: &mut Stream, by: Actor, pid: u32) -> Actor {
+    let runc = Actor { cgroup: by.cgroup, mnt_ns: HOST_MNT, pid_ns: HOST_PID, pid, start: 110 };
+    let file = format!("/run/bundles/app-id/{}.pid", cri_id());
+    stream.kernel(testing::fork(by, runc));
+    let line = ["runc", "--root", "/run/runc", "exec", "--pid-file", &file, "app-id"];
+    stream.kernel(testing::exec_in(runc, by, "/usr/sbin/runc", &line, HOST, pid, ""));
+    let init = Actor { pid: pid + 1, ..runc };
+    stream.kernel(testing::fork(runc, init));
+    stream.kernel(testing::exec_in(init, runc, "/", &["runc", "init"], HOST, pid + 1, ""));
+    stream.kernel(testing::cgroup_move(runc, init, APP.cgroup));
+    stream.kernel(testing::namespaces(init, APP.mnt_ns, APP.pid_ns, POD_SHARED));
+    let inside = Actor { pid: pid + 2, start: 110, ..APP };
+    stream.kernel(testing::fork(Actor { cgroup: APP.cgroup, mnt_ns: APP.mnt_ns, ..init }, inside));
+    stream.kernel(testing::exit(init));
+    inside
+}
+
+/// A process that is called like a monitor, and is another one's than the container's.
+fn fake_shim(stream: &mut Stream) -> Actor {
+    let fake = Actor::host(390, 105);
+    stream.kernel(testing::fork(SHELL, fake));
+    let shim = ["/usr/bin/containerd-shim-runc-v2", "-namespace", "k8s.io", "-id", "sandbox"];
+    stream.kernel(testing::exec_in(fake, SHELL, shim[0], &shim, HOST, 390, ""));
+    fake
+}
+
+#[test]
+fn a_runtime_that_is_ended_on_its_way_in_is_low_when_the_containers_own_monitor_sent_it_and_is_not_by_its_name() {
+    for (own, severity) in [(true, Severity::Low), (false, Severity::Medium)] {
+        let mut stream = node();
+        let by = if own { SHIM } else { fake_shim(&mut stream) };
+        let inside = way_in(&mut stream, by, 400);
+        stream.kernel(testing::exit(inside));
+        let alert = only(&mut stream);
+        assert!(alert.title.ends_with("got into app of pod shop/web-node-1 without executing a program there"));
+        assert_eq!(alert.severity, severity, "{alert:#?}");
+    }
+    let mut stream = node();
+    let inside = way_in(&mut stream, SHELL, 400);
+    stream.kernel(testing::exit(inside));
+    assert_eq!(only(&mut stream).severity, Severity::High);
+}
+
+#[test]
+fn a_runtime_that_is_late_is_waited_for_when_the_containers_own_monitor_sent_it_and_what_it_executes_is_told() {
+    for own in [true, false] {
+        let mut stream = node();
+        let by = if own { SHIM } else { fake_shim(&mut stream) };
+        let inside = way_in(&mut stream, by, 400);
+        for _ in 0..30 {
+            stream.wait(SECOND);
+            stream.push(Body::Tick);
+        }
+        assert_eq!(stream.alerts().len(), usize::from(!own));
+        stream.kernel(testing::exec_in(inside, by, "/bin/id", &["id"], POD_SHARED, 17, ""));
+        let alert = only(&mut stream);
+        assert_eq!((alert.severity, alert.title.contains(": id")), (Severity::Medium, own), "{alert:#?}");
+    }
+    // Not for ever.
+    let mut stream = node();
+    way_in(&mut stream, SHIM, 400);
+    for _ in 0..62 {
+        stream.wait(SECOND);
+        stream.push(Body::Tick);
+    }
+    assert_eq!(only(&mut stream).severity, Severity::Low);
 }
 
 /// A node on which somebody executes something in a container.

@@ -4,7 +4,12 @@ use std::fmt;
 
 use crate::{
     argv::Argv,
-    context::{Context, container::Namespace, image::is_sha256, process::ProcessState},
+    context::{
+        Context,
+        container::{Container, Namespace},
+        image::is_sha256,
+        process::ProcessState,
+    },
     detect::base,
     escape::escape_to,
     record::ProcessKey,
@@ -80,15 +85,33 @@ pub fn is_runtime(process: &ProcessState) -> bool {
         || process.program.argv.first().is_some_and(|first| RUNTIMES.contains(&base(first)))
 }
 
-/// How `process` came in: by its lineage when a runtime on the host did it, else by the steps that were seen.
-pub fn of(process: ProcessKey, group: Option<&Group>, kinds: &[Namespace], context: &Context) -> Way {
+/// The runtime that was asked to execute something, and did it by `process`.
+fn runtime_of(process: ProcessKey, context: &Context) -> Option<(ProcessKey, &ProcessState)> {
     let on_host = |key: &ProcessKey| context.container_of(*key).is_none();
-    let runtime = context
+    context
         .processes
         .lineage(process)
         .filter(|(key, state)| is_runtime(state) && on_host(key))
-        .find(|(_, state)| state.program.argv.iter().any(|arg| arg == "exec"));
-    if let Some((key, runtime)) = runtime {
+        .find(|(_, state)| state.program.argv.iter().any(|arg| arg == "exec"))
+}
+
+/// Whether the runtime that `process` is of was started by the very process that looks after the container: the one on the host that
+/// lives, and that the container's first process descends from. No name makes a process that one.
+pub fn is_of_own_monitor(process: ProcessKey, container: &Container, context: &Context) -> bool {
+    let lives_on_host = |(key, state): &(ProcessKey, &ProcessState)| {
+        state.exited.is_none()
+            && key.pid > 1
+            && (state.mnt_ns, state.pid_ns) == (context.start.host_mnt_ns, context.start.host_pid_ns)
+            && context.container_of(*key).is_none()
+    };
+    let monitor = container.init.and_then(|init| context.processes.lineage(init).find(lives_on_host));
+    let runtime = runtime_of(process, context).and_then(|(_, runtime)| runtime.parent);
+    runtime.is_some() && runtime == monitor.map(|(key, _)| key)
+}
+
+/// How `process` came in: by its lineage when a runtime on the host did it, else by the steps that were seen.
+pub fn of(process: ProcessKey, group: Option<&Group>, kinds: &[Namespace], context: &Context) -> Way {
+    if let Some((key, runtime)) = runtime_of(process, context) {
         let monitor = context.processes.lineage(key).map(|(_, state)| state).find(|state| is_monitor(state));
         return match monitor {
             Some(monitor) if base(&monitor.program.exe).starts_with("conmon") => {
