@@ -11,8 +11,12 @@ use crate::{
     record::{BootNs, ProcessKey, ProcessSeed},
 };
 
-/// Most processes remembered, exited ones included: what a hash table of 32,768 buckets takes before it doubles.
-const MAX: usize = 28_000;
+/// Most processes remembered while one of them has exited. A hash table that is never more than half of what its buckets take
+/// makes room for what comes by moving what it has; a fuller one doubles, since what was removed leaves marks. So a storm of
+/// short-lived processes costs 32,768 buckets, some 3 MiB.
+const EXITED_MAX: usize = 14_000;
+/// Most processes remembered: where so many live, it may double once.
+const MAX: usize = 2 * EXITED_MAX;
 /// How long an exited process without living descendants is remembered, in ns: a short-lived writer is still named.
 const RETAIN_NS: u64 = 30_000_000_000;
 /// Most steps of a lineage.
@@ -250,13 +254,14 @@ impl Processes {
             }
             Entry::Occupied(_) => drop(self.earlier.insert(key, state)),
         }
-        while self.len() > MAX && self.evict() {
+        while self.len() > EXITED_MAX && self.evict(self.len() > MAX) {
             self.dropped += 1;
         }
     }
 
-    /// Drops the process that is the least likely to act, or to be asked for, again.
-    fn evict(&mut self) -> bool {
+    /// Drops the process that is the least likely to act, or to be asked for, again; unless it has to be, none that lives or has
+    /// descendants.
+    fn evict(&mut self, has_to_be: bool) -> bool {
         /// Exited processes with descendants that are passed over: their lineage is worth more.
         const PASSED_OVER: usize = 8;
         let mut passed_over = 0;
@@ -267,11 +272,18 @@ impl Processes {
                     passed_over += 1;
                     self.exited.push_back((key, end));
                 }
+                Some(process) if process.children > 0 && !has_to_be => {
+                    self.exited.push_back((key, end));
+                    return false;
+                }
                 Some(_) => {
                     self.remove(key);
                     return true;
                 }
             }
+        }
+        if !has_to_be {
+            return false;
         }
         // All alive: the one that was there first. The root stays.
         let keys = self.iter().map(|(key, _)| key);
@@ -443,11 +455,48 @@ mod tests {
             let child = Actor::host(1000 + n, 20);
             learn(&mut table, 20, &testing::fork(daemon, child));
             learn(&mut table, 20, &testing::exit(child));
+            assert!(table.table.capacity() <= BUCKETS * 7 / 8, "{} after {n}", table.table.capacity());
         }
-        assert!(table.len() <= MAX);
+        assert!(table.len() <= EXITED_MAX);
         assert!(table.dropped() > 0);
         assert_eq!(exes(&table, daemon), ["/bin/bash", "/sbin/init"]);
-        assert!(table.exited.len() <= MAX);
+        assert!(table.exited.len() <= EXITED_MAX);
         assert_eq!(table.programs.count(), 2);
+    }
+
+    /// Of the table while processes exit; each takes one, and seven in eight may be taken.
+    const BUCKETS: usize = 32_768;
+
+    #[test]
+    fn so_many_as_live_are_remembered_and_more_of_them_come_and_go_without_more_memory() {
+        let (mut table, shell) = table();
+        // Where all live, the oldest gives way, and that is looked for among all of them.
+        let (max, few) = (u32::try_from(MAX).unwrap(), 50);
+        let last = Actor::host(51, 50_000);
+        learn(&mut table, 20, &testing::fork(shell, last));
+        for n in 0..max + few {
+            learn(&mut table, 20, &testing::fork(last, Actor::host(1000 + n, 20 + u64::from(n))));
+        }
+        assert_eq!((table.len(), table.dropped()), (MAX, u64::from(few) + 3));
+        for n in 0..2 * max {
+            let child = Actor::host(100_000 + n, 50_000);
+            learn(&mut table, 20, &testing::fork(last, child));
+            learn(&mut table, 20, &testing::exit(child));
+            assert!(table.table.capacity() <= 2 * BUCKETS * 7 / 8, "{} after {n}", table.table.capacity());
+        }
+        assert_eq!(table.len(), MAX);
+    }
+
+    #[test]
+    fn a_living_process_keeps_its_lineage_while_there_is_room() {
+        let (mut table, shell) = table();
+        let launchers = u32::try_from(EXITED_MAX).unwrap() / 2 + 100;
+        for n in 0..launchers {
+            let (launcher, daemon) = (Actor::host(1000 + n, 20), Actor::host(100_000 + n, 20));
+            learn(&mut table, 20, &testing::fork(shell, launcher));
+            learn(&mut table, 20, &testing::fork(launcher, daemon));
+            learn(&mut table, 20, &testing::exit(launcher));
+        }
+        assert_eq!((table.len(), table.dropped()), (2 + 2 * launchers as usize, 0));
     }
 }
