@@ -1,5 +1,7 @@
 //! What gives a node away: capabilities, and places that a container may have mounted.
 
+use std::borrow::Cow;
+
 use crate::detect::base;
 
 /// Capabilities that are as good as root on the node.
@@ -32,27 +34,27 @@ const RUNTIMES: [&str; 6] =
 
 /// Whether a capability, in any spelling, is as good as root on the node.
 pub fn dangerous(capability: &str) -> bool {
-    let name = capability.to_ascii_uppercase();
-    DANGEROUS.contains(&name.strip_prefix("CAP_").unwrap_or(&name))
+    let name = match capability.split_at_checked("CAP_".len()) {
+        Some((prefix, name)) if prefix.eq_ignore_ascii_case("CAP_") => name,
+        _ => capability,
+    };
+    DANGEROUS.iter().any(|dangerous| dangerous.eq_ignore_ascii_case(name))
 }
 
 /// A path that is `/`, lies in a sensitive place, or holds one. Dots are not resolved by kubelet either: `..` is refused there,
 /// so it counts as sensitive here.
 pub fn sensitive(path: &str) -> bool {
-    let parts: Vec<_> = path.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
-    let path = format!("/{}", parts.join("/"));
+    let path = normal(path);
     path == "/"
-        || parts.contains(&"..")
+        || parts(&path).any(|part| part == b"..")
         || path.ends_with(".sock")
-        || SENSITIVE.iter().any(|place| {
-            path == *place || path.starts_with(&format!("{place}/")) || place.starts_with(&format!("{path}/"))
-        })
+        || SENSITIVE.iter().any(|place| lies_in(&path, place) || lies_in(place, &path))
 }
 
 /// Whether a path is one of the places that are the node itself, or lies in one of those that hold its secrets.
 pub fn is_node(path: &str) -> bool {
     let path = normal(path);
-    NODE.contains(&path.as_str())
+    NODE.contains(&&*path)
         || ["/etc/kubernetes/", "/root/", "/var/lib/kubelet/", "/var/lib/etcd/"]
             .iter()
             .any(|place| path.starts_with(place))
@@ -61,15 +63,27 @@ pub fn is_node(path: &str) -> bool {
 /// Whether a path is the socket of a container runtime, by its name, or a directory that holds one.
 pub fn is_runtime(path: &str) -> bool {
     let path = normal(path);
-    let place = path.strip_prefix("/var/run").map_or_else(|| path.clone(), |below| format!("/run{below}"));
-    RUNTIMES.contains(&base(&place))
-        || matches!(place.as_str(), "/run" | "/run/containerd" | "/run/crio" | "/run/docker")
+    let place = path.strip_prefix("/var/run").map_or_else(|| path.clone(), |below| format!("/run{below}").into());
+    RUNTIMES.contains(&base(&place)) || matches!(&*place, "/run" | "/run/containerd" | "/run/crio" | "/run/docker")
 }
 
-/// Without empty and single-dot parts.
-fn normal(path: &str) -> String {
+/// Whether a path is `place` or lies below it; both are normal, and `place` is not the root.
+fn lies_in(path: &str, place: &str) -> bool {
+    path.strip_prefix(place).is_some_and(|below| below.is_empty() || below.starts_with('/'))
+}
+
+/// What is between the slashes of an absolute path.
+fn parts(path: &str) -> impl Iterator<Item = &[u8]> {
+    path.as_bytes().split(|byte| *byte == b'/').skip(1)
+}
+
+/// Without empty and single-dot parts, as nearly all are from the start.
+fn normal(path: &str) -> Cow<'_, str> {
+    if path.starts_with('/') && parts(path).all(|part| !matches!(part, b"" | b".")) {
+        return Cow::Borrowed(path);
+    }
     let parts: Vec<_> = path.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
-    format!("/{}", parts.join("/"))
+    Cow::Owned(format!("/{}", parts.join("/")))
 }
 
 #[cfg(test)]

@@ -256,8 +256,9 @@ fn read_config(path: &Path) -> Result<Config, BundleError> {
     if metadata.len() > CONFIG_MAX {
         return Err(BundleError::Large(path.to_owned()));
     }
-    let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0) + 1);
-    file.take(CONFIG_MAX).read_to_end(&mut bytes).map_err(error)?;
+    let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0));
+    // As long as it was: runtimes write it before they begin, and asking for its end is a call more.
+    file.take(metadata.len()).read_to_end(&mut bytes).map_err(error)?;
     Config::parse(&bytes).map_err(|error| BundleError::Parse { path: path.to_owned(), error })
 }
 

@@ -1,6 +1,7 @@
 //! What an OCI configuration says that matters here.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     fmt,
     marker::PhantomData,
@@ -10,7 +11,7 @@ use std::{
 
 use serde::{
     Deserialize, Deserializer,
-    de::{IgnoredAny, MapAccess, SeqAccess, Visitor},
+    de::{Error, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 
 use crate::{
@@ -49,8 +50,8 @@ struct Linux {
 
 #[derive(Debug, Default)]
 struct Namespaces {
-    /// The first of them that is a pid namespace.
-    pid: Option<NamespaceConfig>,
+    /// Path of the first of them that is a pid namespace; empty for a new one.
+    pid: Option<String>,
     net: bool,
     ipc: bool,
 }
@@ -63,23 +64,23 @@ struct Resources {
 }
 
 #[derive(Debug, Default, Deserialize)]
-struct Device {
+struct Device<'a> {
     #[serde(default)]
     allow: bool,
-    #[serde(default, rename = "type")]
-    kind: Option<String>,
+    #[serde(default, rename = "type", borrow)]
+    kind: Option<Text<'a>>,
     #[serde(default)]
     major: Option<i64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
-struct Mount {
-    #[serde(default)]
-    destination: String,
-    #[serde(default)]
-    source: String,
-    #[serde(default, rename = "type")]
-    kind: String,
+struct Mount<'a> {
+    #[serde(default, borrow)]
+    destination: Text<'a>,
+    #[serde(default, borrow)]
+    source: Text<'a>,
+    #[serde(default, rename = "type", borrow)]
+    kind: Text<'a>,
     #[serde(default, deserialize_with = "is_read_only")]
     options: Options,
 }
@@ -91,11 +92,11 @@ struct Options {
 }
 
 #[derive(Debug, Default, Deserialize)]
-struct NamespaceConfig {
-    #[serde(default, rename = "type")]
-    kind: String,
-    #[serde(default)]
-    path: String,
+struct NamespaceConfig<'a> {
+    #[serde(default, rename = "type", borrow)]
+    kind: Text<'a>,
+    #[serde(default, borrow)]
+    path: Text<'a>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -126,8 +127,8 @@ const MADE: [(&str, &str); 5] = [
 
 fn namespaces<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Namespaces, D::Error> {
     let mut found = Namespaces::default();
-    each(deserializer, |namespace: NamespaceConfig| match namespace.kind.as_str() {
-        "pid" if found.pid.is_none() => found.pid = Some(namespace),
+    each(deserializer, |namespace: NamespaceConfig| match &*namespace.kind.0 {
+        "pid" if found.pid.is_none() => found.pid = Some(namespace.path.0.into_owned()),
         "network" => found.net = true,
         "ipc" => found.ipc = true,
         _ => {}
@@ -138,11 +139,15 @@ fn namespaces<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Namespaces, 
 /// Anybody who makes pods can write these variables too.
 fn api_server<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
     let (mut host, mut port) = (None, None);
-    each(deserializer, |variable: String| {
-        if let Some(value) = variable.strip_prefix("KUBERNETES_SERVICE_HOST=") {
-            host = value.parse().ok();
-        } else if let Some(value) = variable.strip_prefix("KUBERNETES_SERVICE_PORT=") {
-            port = value.parse().ok();
+    each(deserializer, |variable: Text| {
+        let Some((which, value)) = variable.0.strip_prefix("KUBERNETES_SERVICE_").and_then(|rest| rest.split_once('='))
+        else {
+            return;
+        };
+        match which {
+            "HOST" => host = value.parse().ok(),
+            "PORT" => port = value.parse().ok(),
+            _ => {}
         }
     })?;
     Ok(host.zip(port).map(|(host, port): (IpAddr, u16)| SocketAddr::new(host, port)))
@@ -150,9 +155,10 @@ fn api_server<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Socke
 
 fn dangerous<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     let mut found = Vec::new();
-    each(deserializer, |name: String| {
-        if name.len() < 32 && !USUAL.contains(&name.as_str()) && risky::dangerous(&name) && !found.contains(&name) {
-            found.push(name);
+    each(deserializer, |Text(name): Text| {
+        if name.len() < 32 && !USUAL.contains(&&*name) && risky::dangerous(&name) && !found.iter().any(|it| *it == name)
+        {
+            found.push(name.into_owned());
         }
     })?;
     found.sort_unstable();
@@ -163,8 +169,8 @@ fn dangerous<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, 
 fn all_devices<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
     let mut found = false;
     each(deserializer, |device: Device| {
-        let any =
-            device.major.is_none_or(|major| major < 0) && device.kind.is_none_or(|kind| kind == "a" || kind.is_empty());
+        let any = device.major.is_none_or(|major| major < 0)
+            && device.kind.is_none_or(|Text(kind)| kind == "a" || kind.is_empty());
         found = if any { device.allow } else { found };
     })?;
     Ok(found)
@@ -172,7 +178,7 @@ fn all_devices<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Er
 
 fn is_read_only<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Options, D::Error> {
     let mut found = Options::default();
-    each(deserializer, |option: String| match option.as_str() {
+    each(deserializer, |option: Text| match &*option.0 {
         "bind" | "rbind" => found.bind = true,
         "ro" | "rro" => found.read_only = true,
         _ => {}
@@ -183,15 +189,14 @@ fn is_read_only<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Options, D
 fn sensitive_mounts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<HostMount>, D::Error> {
     let mut found = Vec::new();
     each(deserializer, |mount: Mount| {
-        let name = mount.source.rsplit('/').next().unwrap_or_default();
-        let is_made = MADE.contains(&(mount.destination.as_str(), name));
-        if (mount.kind == "bind" || mount.options.bind)
-            && mount.source.starts_with('/')
+        let (source, target) = (&*mount.source.0, &*mount.destination.0);
+        if (mount.kind.0 == "bind" || mount.options.bind)
+            && source.starts_with('/')
             && found.len() < 4 * MOUNTS_MAX
-            && risky::sensitive(&mount.source)
-            && !is_made
+            && risky::sensitive(source)
+            && !MADE.contains(&(target, source.rsplit('/').next().unwrap_or_default()))
         {
-            let (source, target) = (bounded(&mount.source), bounded(&mount.destination));
+            let (source, target) = (bounded(source), bounded(target));
             found.push(HostMount { source, target, read_only: mount.options.read_only });
         }
     })?;
@@ -216,9 +221,69 @@ fn each<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D, with: i
     deserializer.deserialize_seq(Each(with, PhantomData))
 }
 
-/// Annotations that runtimes make; others are somebody else's and are not kept.
+/// A text of the file, copied only where it has escapes: most are looked at and not kept.
 #[derive(Debug, Default)]
-struct Annotations(BTreeMap<String, String>);
+struct Text<'a>(Cow<'a, str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Lent;
+        impl<'de> Visitor<'de> for Lent {
+            type Value = Text<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+            fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Borrowed(text)))
+            }
+            fn visit_str<E: Error>(self, text: &str) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Owned(text.to_owned())))
+            }
+        }
+        deserializer.deserialize_str(Lent)
+    }
+}
+
+/// Annotations that are asked for, by runtime; others are not kept.
+const ANNOTATIONS: [&str; 21] = [
+    "io.kubernetes.cri.container-type",
+    "io.kubernetes.cri.container-name",
+    "io.kubernetes.cri.image-name",
+    "io.kubernetes.cri.podsandbox.image-name",
+    "io.kubernetes.cri.sandbox-id",
+    "io.kubernetes.cri.sandbox-name",
+    "io.kubernetes.cri.sandbox-namespace",
+    "io.kubernetes.cri.sandbox-uid",
+    "io.kubernetes.cri.sandbox-log-directory",
+    "io.kubernetes.cri-o.ContainerType",
+    "io.kubernetes.cri-o.Image",
+    "io.kubernetes.cri-o.ImageName",
+    "io.kubernetes.cri-o.ImageRef",
+    "io.kubernetes.cri-o.KubeName",
+    "io.kubernetes.cri-o.Namespace",
+    "io.kubernetes.cri-o.SandboxID",
+    "io.kubernetes.container.name",
+    "io.kubernetes.pod.name",
+    "io.kubernetes.pod.namespace",
+    "io.kubernetes.pod.uid",
+    "org.opencontainers.image.ref.name",
+];
+
+/// Those of them that there are.
+#[derive(Debug, Default)]
+struct Annotations(Vec<(&'static str, String)>);
+
+impl Annotations {
+    /// The value of one of [`ANNOTATIONS`], unless it is empty.
+    fn get(&self, key: &str) -> Option<&str> {
+        debug_assert!(ANNOTATIONS.contains(&key), "{key} is not kept");
+        self.0
+            .iter()
+            .find(|(known, _)| *known == key)
+            .map(|(_, value)| value.as_str())
+            .filter(|value| !value.is_empty())
+    }
+}
 
 impl<'de> Deserialize<'de> for Annotations {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -232,14 +297,17 @@ impl<'de> Deserialize<'de> for Annotations {
                 Ok(Annotations::default())
             }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Annotations, A::Error> {
-                const OURS: [&str; 4] = ["io.kubernetes.", "io.podman.", "io.container.", "org.opencontainers."];
-                let mut kept = BTreeMap::new();
-                while let Some(key) = map.next_key::<String>()? {
-                    if kept.len() < 64 && key.len() < 128 && OURS.iter().any(|ours| key.starts_with(ours)) {
-                        let value = map.next_value::<String>()?;
-                        kept.insert(key, bounded(&value));
-                    } else {
+                let mut kept = Vec::with_capacity(8);
+                while let Some(Text(key)) = map.next_key()? {
+                    let Some(key) = ANNOTATIONS.iter().copied().find(|known| *known == key) else {
                         map.next_value::<IgnoredAny>()?;
+                        continue;
+                    };
+                    let value = bounded(&map.next_value::<Text>()?.0);
+                    // The last of several, as everybody else reads it.
+                    match kept.iter_mut().find(|(known, _)| *known == key) {
+                        Some((_, before)) => *before = value,
+                        None => kept.push((key, value)),
                     }
                 }
                 Ok(Annotations(kept))
@@ -251,7 +319,11 @@ impl<'de> Deserialize<'de> for Annotations {
 
 impl Config {
     pub fn parse(bytes: &[u8]) -> Result<Self, serde_json::Error> {
-        serde_json::from_slice(bytes)
+        // Looked at as a whole first: string by string it takes several times as long.
+        match std::str::from_utf8(bytes) {
+            Ok(text) => serde_json::from_str(text),
+            Err(_) => serde_json::from_slice(bytes),
+        }
     }
 
     /// Whether the container of this configuration lives in this cgroup: at its `cgroupsPath`, or, with the systemd driver, in the
@@ -282,10 +354,10 @@ impl Config {
     }
 
     pub fn info(&self, id: &str, cgroup_id: u64, path: &str, dir: &Path) -> ContainerInfo {
-        let get = |key: &str| self.annotations.0.get(key).filter(|value| !value.is_empty()).cloned();
+        let get = |key: &str| self.annotations.get(key).map(str::to_owned);
         let first = |keys: &[&str]| keys.iter().find_map(|key| get(key));
-        let kind = first(&["io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType"]);
-        let role = match kind.as_deref() {
+        let kind = ["io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType"];
+        let role = match kind.iter().find_map(|key| self.annotations.get(key)) {
             Some("sandbox") => ContainerRole::Sandbox,
             Some("container") => ContainerRole::Member,
             _ => ContainerRole::Plain,
@@ -332,7 +404,7 @@ impl Config {
             labels: BTreeMap::new(),
             host_pid: pid.is_none(),
             privileged: capabilities.iter().any(|name| name == "CAP_SYS_ADMIN"),
-            joins_pid_of: pid.and_then(|pid| pid.path.strip_prefix("/proc/")?.split('/').next()?.parse().ok()),
+            joins_pid_of: pid.and_then(|path| path.strip_prefix("/proc/")?.split('/').next()?.parse().ok()),
             expected_execs: Vec::new(),
             unreadable: None,
             privileges: Some(Box::new(Privileges {
