@@ -439,7 +439,7 @@ pub struct Cgroup {
 }
 
 const _: () = assert!(size_of::<Header>() == 72 && core::mem::offset_of!(Header, comm) % 8 == 0);
-const _: () = assert!(size_of::<Exec>() == 72 + 16 + 16 + 16 + 24);
+const _: () = assert!(size_of::<Exec>() == 72 + 16 + 16 + 16 + 24 && core::mem::offset_of!(Exec, tty) % 8 == 0);
 const _: () = assert!(size_of::<Fork>() == 72 + 32);
 const _: () = assert!(size_of::<Exit>() == 72 + 8);
 const _: () = assert!(size_of::<Open>() == 72 + 48);

@@ -159,8 +159,12 @@ pub mod setting {
     pub const READS: u32 = 8;
     /// Non-zero: there are addresses of interest, so connections are looked at.
     pub const CONNECTIONS: u32 = 9;
+    /// Inode number of the host's mount namespace: what runs in it is in no container.
+    pub const HOST_MNT: u32 = 10;
+    /// Bits of [`crate::syscall::about`]: system calls that matter although nothing watched was touched.
+    pub const MATTERS: u32 = 11;
     /// How many slots there are.
-    pub const COUNT: u32 = 10;
+    pub const COUNT: u32 = 12;
 }
 
 /// Slots of per-CPU memory in which records with a tail are put together: one a reporter, so that one that interrupts
@@ -246,4 +250,14 @@ pub mod syscall {
     pub const VM_WRITE: u8 = GUARD + 3;
     /// Entries for the native table; a compat (32-bit) table of the same size follows.
     pub const TABLE: usize = 512;
+
+    /// What is done about a class, in bits.
+    pub mod about {
+        pub const OPENS: u8 = 1 << 0;
+        pub const WRITES: u8 = 1 << 1;
+        pub const NAMES: u8 = 1 << 2;
+        pub const MOUNTS: u8 = 1 << 3;
+        pub const SOCKETS: u8 = 1 << 4;
+        pub const NAMESPACES: u8 = 1 << 5;
+    }
 }

@@ -78,7 +78,7 @@ impl Structure for Ptr {
 
 /// A BTF-typed pointer, read by plain loads: an instruction a field, where the helper takes some eighty. For the hooks that
 /// run most.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Typed(*const u8);
 
 impl Typed {
@@ -151,11 +151,12 @@ pub enum Detail {
     Nobody,
 }
 
-/// Writes a record's header about `task`, which is the current one.
+/// Writes a record's header about `task`, which is the current one. Returns its pid in the namespace that it lives in, where
+/// the header has namespaces.
 ///
 /// What cannot be read is zero: a header is worth more than none.
 #[inline(always)]
-pub fn header(out: *mut Header, kind: u16, hook: u16, task: impl Structure, detail: Detail) {
+pub fn header(out: *mut Header, kind: u16, hook: u16, task: impl Structure, detail: Detail) -> u32 {
     let nobody = detail == Detail::Nobody;
     let id = if nobody { 0 } else { current_id() };
     // SAFETY: `out` points to a header's worth of map or ring-buffer memory; the helpers have no preconditions.
@@ -178,38 +179,28 @@ pub fn header(out: *mut Header, kind: u16, hook: u16, task: impl Structure, deta
             (*out).cgroup = bpf_get_current_cgroup_id();
             (*out).uid = task.to(offset!(task_cred)).field(offset!(cred_uid));
             (*out).login_uid = task.field(offset!(task_loginuid));
-            *comm = task.address().read(offset!(task_comm));
+            *comm = task.field(offset!(task_comm));
         }
         if detail == Detail::Full {
             (*out).mnt_ns = task.to(offset!(task_nsproxy)).to(offset!(nsproxy_mnt)).field(offset!(mnt_ns_inum));
-            (*out).pid_ns = pid_ns(task.address());
+            // `struct upid { int nr; struct pid_namespace *ns; }`, unchanged since 2.6.24.
+            let [nr, ns] = upid(task);
+            (*out).pid_ns = Ptr(ns as usize).read(offset!(pid_ns_inum));
+            nr as u32
         } else {
             (*out).mnt_ns = 0;
             (*out).pid_ns = 0;
+            0
         }
     }
 }
 
-/// Inode number of the pid namespace that the task lives in: that of its pid's deepest level.
+/// The deepest `struct upid` of the task's pid: which it has in the namespace that it lives in.
 #[inline(always)]
-fn pid_ns(task: Ptr) -> u32 {
-    upid(task).follow(offset!(upid_ns)).read(offset!(pid_ns_inum))
-}
-
-/// The task's pid in the namespace that it lives in.
-#[inline(always)]
-pub fn inner_pid(task: Ptr) -> u32 {
-    upid(task).read(offset!(upid_nr))
-}
-
-/// The deepest `struct upid` of the task's pid.
-#[inline(always)]
-fn upid(task: Ptr) -> Ptr {
-    /// Size of `struct upid { int nr; struct pid_namespace *ns; }`, unchanged since 2.6.24.
-    const UPID_SIZE: usize = 16;
-    let pid = task.follow(offset!(task_thread_pid));
-    let level = pid.read::<u32>(offset!(pid_level)) as usize;
-    Ptr(pid.0 + offset!(pid_numbers) + level * UPID_SIZE)
+fn upid(task: impl Structure) -> [u64; 2] {
+    let pid = task.to(offset!(task_thread_pid));
+    let level = pid.field::<u32>(offset!(pid_level)) as usize;
+    Ptr(pid.address().0 + level * size_of::<[u64; 2]>()).read(offset!(pid_numbers))
 }
 
 /// The open file behind a descriptor of the current task; null when there is none.

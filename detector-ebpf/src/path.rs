@@ -4,7 +4,7 @@ use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
 use detector_common::{NAME_MAX, PATH_MAX, PATH_TRUNCATED};
 
 use crate::{
-    kernel::Ptr,
+    kernel::{Ptr, Structure, Typed},
     maps::{SCRATCH_LEN, Scratch, offset},
 };
 
@@ -40,15 +40,15 @@ impl Length {
 
 /// Whether a file was made by `memfd_create`, whose name is then written to `out` as its path: it lies in no directory.
 #[inline(always)]
-pub fn memory(file: Ptr, out: *mut Scratch, at: usize, len: Length) -> bool {
+pub fn memory(file: Typed, out: *mut Scratch, at: usize, len: Length) -> bool {
     /// `memfd:` as the first bytes of a word in memory.
     const PREFIX: u64 = u64::from_le_bytes(*b"memfd:\0\0");
     const MASK: u64 = (1 << 48) - 1;
-    let dentry = file.follow(offset!(file_dentry));
-    if dentry.follow(offset!(dentry_parent)) != dentry {
+    let dentry = file.to(offset!(file_dentry));
+    if dentry.to(offset!(dentry_parent)) != dentry {
         return false;
     }
-    let name = dentry.follow(offset!(dentry_name));
+    let name = Ptr(dentry.field(offset!(dentry_name)));
     if u64::from_le(name.read::<u64>(0)) & MASK != PREFIX {
         return false;
     }
@@ -66,9 +66,47 @@ pub fn memory(file: Ptr, out: *mut Scratch, at: usize, len: Length) -> bool {
 /// flags of the body.
 #[inline(always)]
 pub fn write<const STEPS: u32>(file: Ptr, out: *mut Scratch, at: usize, len: Length) -> u32 {
-    let mut dentry: usize = file.read(offset!(file_dentry));
-    let mut vfsmount: usize = file.read(offset!(file_mnt));
-    let mut root: usize = Ptr(vfsmount).read(offset!(vfsmount_root));
+    let dentry: usize = file.read(offset!(file_dentry));
+    let vfsmount: usize = file.read(offset!(file_mnt));
+    walk::<STEPS>(dentry, vfsmount, Ptr(vfsmount).read(offset!(vfsmount_root)), out, at, len)
+}
+
+/// The same by plain loads as far as they go: `NEAR` components in the file's own mount, with which most paths end. `STEPS`
+/// more may follow.
+#[inline(always)]
+pub fn write_typed<const NEAR: u32, const STEPS: u32>(file: Typed, out: *mut Scratch, at: usize, len: Length) -> u32 {
+    let vfsmount = file.to(offset!(file_mnt));
+    let root = vfsmount.to(offset!(vfsmount_root));
+    let mut dentry = file.to(offset!(file_dentry));
+    for _ in 0..NEAR {
+        let parent = dentry.to(offset!(dentry_parent));
+        if parent == dentry || root == dentry {
+            break;
+        }
+        if !component(dentry.field(offset!(dentry_name)), out, at, len) {
+            return PATH_TRUNCATED;
+        }
+        dentry = parent;
+    }
+    // Through map memory they come back as numbers: the verifier follows the rest once, and not for each type.
+    // SAFETY: no path comes near the end of the slot.
+    let [dentry, vfsmount, root] = unsafe {
+        let way = out.cast::<u8>().add(SCRATCH_LEN - size_of::<[usize; 3]>()).cast::<[usize; 3]>();
+        core::ptr::write_volatile(way, [dentry, vfsmount, root].map(|typed| typed.address().0));
+        core::ptr::read_volatile(way)
+    };
+    walk::<STEPS>(dentry, vfsmount, root, out, at, len)
+}
+
+#[inline(always)]
+fn walk<const STEPS: u32>(
+    mut dentry: usize,
+    mut vfsmount: usize,
+    mut root: usize,
+    out: *mut Scratch,
+    at: usize,
+    len: Length,
+) -> u32 {
     for _ in 0..STEPS {
         let parent: usize = Ptr(dentry).read(offset!(dentry_parent));
         if parent == dentry || root == dentry {
@@ -83,16 +121,26 @@ pub fn write<const STEPS: u32>(file: Ptr, out: *mut Scratch, at: usize, len: Len
             root = Ptr(vfsmount).read(offset!(vfsmount_root));
             continue;
         }
-        let name: usize = Ptr(dentry).read(offset!(dentry_name));
-        let to = (at + len.get()) & (SCRATCH_LEN / 2 - 1);
-        // SAFETY: the mask keeps `to` in the lower half of the scratch slot, and a name is shorter than the upper half.
-        let read =
-            unsafe { bpf_probe_read_kernel_str(out.cast::<u8>().add(to).cast(), NAME_MAX as u32, name as *const _) };
-        if read <= 0 || len.get() > PATH_MAX {
+        if !component(Ptr(dentry).read(offset!(dentry_name)), out, at, len) {
             break;
         }
-        len.set(len.get() + read as usize);
         dentry = parent;
     }
     PATH_TRUNCATED
+}
+
+/// Writes one component behind those that are there. Whether there was room for it.
+#[inline(always)]
+fn component(name: usize, out: *mut Scratch, at: usize, len: Length) -> bool {
+    let before = len.get();
+    if before > PATH_MAX {
+        return false;
+    }
+    let to = (at + before) & (SCRATCH_LEN / 2 - 1);
+    // SAFETY: the mask keeps `to` in the lower half of the scratch slot, and a name is shorter than the upper half.
+    let read = unsafe { bpf_probe_read_kernel_str(out.cast::<u8>().add(to).cast(), NAME_MAX as u32, name as *const _) };
+    if read > 0 {
+        len.set(before + read as usize);
+    }
+    read > 0
 }

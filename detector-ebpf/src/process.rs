@@ -3,13 +3,13 @@
 use aya_ebpf::{helpers::generated::bpf_probe_read_user, macros::btf_tracepoint, programs::BtfTracePointContext};
 use detector_common::{
     ARGV_MAX, ARGV_TRUNCATED, EXE_DELETED, EXE_MEMFD, EXE_TMPFS, EXE_UPPER, Exec, Exit, Fork, KernelOffsets, hook,
-    kind, scratch,
+    kind, scratch, setting,
 };
 
 use crate::{
     emit::{self, Ring},
-    kernel::{self, Detail, Ptr, Structure as _, Typed, arg},
-    maps::{SCRATCH_LEN, offset},
+    kernel::{self, Detail, Ptr, Structure as _, Typed},
+    maps::{SCRATCH_LEN, offset, setting},
     namespaces, path, watched,
 };
 
@@ -17,74 +17,95 @@ use crate::{
 #[btf_tracepoint(function = "sched_process_exec")]
 pub fn process_exec(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: the prototype, which the agent compares with the running kernel's.
-    if exec(unsafe { Typed::arg(&ctx, 0) }, Ptr(arg(&ctx, 2))).is_none() {
+    if exec(unsafe { Typed::arg(&ctx, 0) }, unsafe { Typed::arg(&ctx, 2) }).is_none() {
         emit::lost(hook::EXEC);
     }
     0
 }
 
 #[inline(always)]
-fn exec(task: Typed, bprm: Ptr) -> Option<()> {
+fn exec(task: Typed, bprm: Typed) -> Option<()> {
     const BODY: usize = size_of::<Exec>();
     let scratch = emit::scratch(scratch::EXEC)?;
     let record = scratch.cast::<Exec>();
-    kernel::header(record.cast(), kind::EXEC, hook::EXEC, task, Detail::Full);
-    let file = bprm.follow(offset!(bprm_file));
-    let inode = file.follow(offset!(file_inode));
+    let inner_pid = kernel::header(record.cast(), kind::EXEC, hook::EXEC, task, Detail::Full);
+    let file = bprm.to(offset!(bprm_file));
+    let inode = file.to(offset!(file_inode));
+    let sb = inode.to(offset!(inode_sb));
+    // SAFETY: the slot is longer than the body.
+    let flags = Flags(unsafe { &raw mut (*record).flags });
+    flags.set(provenance(inode, sb));
     // SAFETY: `record` lies in this hook's scratch slot.
     let path = unsafe { path::Length::new(&raw mut (*record).path_len) };
-    let mut flags = path::write::<16>(file, scratch, BODY, path);
-    let sb = inode.follow(offset!(inode_sb));
-    // Through map memory, so that the verifier does not follow what comes behind for each of them.
-    // SAFETY: the slot is longer than the body.
-    let seen = unsafe { &raw mut (*record).flags };
-    // SAFETY: as above.
-    unsafe { core::ptr::write_volatile(seen, provenance(inode, sb)) };
+    flags.add(path::write_typed::<8, 16>(file, scratch, BODY, path));
     if path::memory(file, scratch, BODY, path) {
-        // SAFETY: as above.
-        unsafe { core::ptr::write_volatile(seen, core::ptr::read_volatile(seen) | EXE_MEMFD) };
+        flags.add(EXE_MEMFD);
     }
     let path_len = path.get();
-    let argv_len = argv(task.address(), scratch.cast(), BODY + path_len, &mut flags);
+    // SAFETY: as above.
+    let argv_len = unsafe { path::Length::new(&raw mut (*record).argv_len) };
+    argv(task, scratch.cast(), BODY + path_len, argv_len, flags);
     let parent = task.to(offset!(task_parent)).to(offset!(task_leader));
-    let tty = task.to(offset!(task_signal)).to(offset!(signal_tty)).address();
-    if inode.read::<u32>(offset!(inode_nlink)) == 0 {
-        flags |= EXE_DELETED;
+    let tty = task.to(offset!(task_signal)).to(offset!(signal_tty));
+    if inode.field::<u32>(offset!(inode_nlink)) == 0 {
+        flags.add(EXE_DELETED);
     }
-    // SAFETY: the slot is longer than the body.
+    // SAFETY: the slot is longer than the body; the name lies on an 8-byte boundary there.
     unsafe {
-        (*record).ino = inode.read(offset!(inode_ino));
-        (*record).dev = sb.read(offset!(sb_dev));
+        (*record).ino = inode.field(offset!(inode_ino));
+        (*record).dev = sb.field(offset!(sb_dev));
         (*record).parent_tgid = parent.field(offset!(task_tgid));
         (*record).parent_start_ns = parent.field(offset!(task_start));
-        core::ptr::write_volatile(seen, core::ptr::read_volatile(seen) | flags);
-        (*record).argv_len = argv_len as u16;
-        (*record).tty = tty.read(offset!(tty_name));
-        (*record).inner_pid = kernel::inner_pid(task.address());
+        *(&raw mut (*record).tty).cast::<[u64; 2]>() = tty.field(offset!(tty_name));
+        (*record).inner_pid = inner_pid;
         namespaces::shared(task, task.to(offset!(task_nsproxy)), &raw mut (*record).shared);
     }
     // A container's own program may be one of these, and then it is an alert.
     const ALIEN: u32 = EXE_DELETED | EXE_UPPER | EXE_TMPFS | EXE_MEMFD;
     // SAFETY: as above.
-    let alien = unsafe { core::ptr::read_volatile(seen) } & ALIEN != 0;
+    let alien = flags.get() & ALIEN != 0 && unsafe { (*record).header.mnt_ns } != setting(setting::HOST_MNT);
     let now = alien || enters(task, parent) || watched::sandbox() != 0;
     let ring = if now { Ring::ContextNow } else { Ring::Context };
-    emit::scratched(ring, hook::EXEC, scratch, BODY + path_len + argv_len);
+    emit::scratched(ring, hook::EXEC, scratch, BODY + path_len + argv_len.get());
     Some(())
+}
+
+/// Flags that come together in map memory: of what is loaded from there the verifier knows nothing, so it follows what comes
+/// behind once and not for each of them.
+#[derive(Clone, Copy)]
+struct Flags(*mut u32);
+
+impl Flags {
+    #[inline(always)]
+    fn get(self) -> u32 {
+        // SAFETY: a field of a record in a scratch slot.
+        unsafe { core::ptr::read_volatile(self.0) }
+    }
+
+    #[inline(always)]
+    fn set(self, flags: u32) {
+        // SAFETY: as above.
+        unsafe { core::ptr::write_volatile(self.0, flags) };
+    }
+
+    #[inline(always)]
+    fn add(self, flags: u32) {
+        self.set(self.get() | flags);
+    }
 }
 
 /// Where an executed file comes from, as far as its file system tells.
 #[inline(always)]
-fn provenance(inode: Ptr, sb: Ptr) -> u32 {
+fn provenance(inode: Typed, sb: Typed) -> u32 {
     /// `super_block.s_magic`.
     const TMPFS: u64 = 0x0102_1994;
     const RAMFS: u64 = 0x8584_58f6;
     const OVERLAYFS: u64 = 0x794c_7630;
-    match sb.read::<u64>(offset!(sb_magic)) {
+    match sb.field::<u64>(offset!(sb_magic)) {
         TMPFS | RAMFS => EXE_TMPFS,
         // Since 4.13: `ovl_inode.__upperdentry` is set once there is a file in the upper layer.
         OVERLAYFS if offset!(ovl_upper) != KernelOffsets::MISSING as usize => {
-            let around = Ptr(inode.0.wrapping_sub(offset!(ovl_inode)));
+            let around = Ptr(inode.address().0.wrapping_sub(offset!(ovl_inode)));
             if around.read::<usize>(offset!(ovl_upper)) == 0 { 0 } else { EXE_UPPER }
         }
         _ => 0,
@@ -99,21 +120,24 @@ fn enters(task: Typed, parent: Typed) -> bool {
     spaces(task) != spaces(parent) || level(task) != level(parent)
 }
 
-/// Copies the argument vector as the new program has it in memory, NUL-separated.
+/// Copies the argument vector as the new program has it in memory, NUL-separated; its length into `written`.
 #[inline(always)]
-fn argv(task: Ptr, out: *mut u8, at: usize, flags: &mut u32) -> usize {
-    let mm = task.follow(offset!(task_mm));
-    let start: usize = mm.read(offset!(mm_arg_start));
-    let end: usize = mm.read(offset!(mm_arg_end));
+fn argv(task: Typed, out: *mut u8, at: usize, written: path::Length, flags: Flags) {
+    let mm = task.to(offset!(task_mm));
+    let start: usize = mm.field(offset!(mm_arg_start));
+    let end: usize = mm.field(offset!(mm_arg_end));
     let mut len = end.wrapping_sub(start);
     if len > ARGV_MAX {
         len = ARGV_MAX;
-        *flags |= ARGV_TRUNCATED;
+        flags.add(ARGV_TRUNCATED);
     }
+    written.set(len);
     let at = at & (SCRATCH_LEN / 2 - 1);
     // SAFETY: the mask keeps `at` in the lower half of the slot, and `len` is at most half of the upper one.
-    let failed = unsafe { bpf_probe_read_user(out.add(at).cast(), len as u32, start as *const _) };
-    if failed == 0 { len } else { 0 }
+    let failed = unsafe { bpf_probe_read_user(out.add(at).cast(), written.get() as u32, start as *const _) };
+    if failed != 0 {
+        written.set(0);
+    }
 }
 
 /// `sched_process_fork(struct task_struct *parent, struct task_struct *child)`, since 2.6.33. The child does not run yet.

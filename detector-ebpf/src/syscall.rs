@@ -10,7 +10,7 @@ use aya_ebpf::{
 };
 use detector_common::{
     ARG_PATH_MAX, PathCall, hook, kind, scratch, setting,
-    syscall::{self as class, TABLE},
+    syscall::{self as class, TABLE, about},
     watch,
 };
 
@@ -55,13 +55,12 @@ pub fn sys_exit(ctx: BtfTracePointContext) -> i32 {
         unsafe { GUARD.tail_call(&ctx, 0) };
         return 0;
     }
-    // Most of a process's life: calls that matter only after a change, when nothing changed. Zero for both classes that are
-    // of no other interest, without a branch, each of which would double what the verifier has to follow.
-    let other = |class: u8| u32::from(class) * u32::from(class ^ class::AFTER);
-    if other(native) | other(compat) == 0 && watched::touches() == 0 {
+    // Most of a process's life: calls that matter only after a change, when nothing changed.
+    let about = about_class(native) | about_class(compat);
+    if u32::from(about) & setting(setting::MATTERS) == 0 && watched::touches() == 0 {
         return 0;
     }
-    let secret = (about_class(native) | about_class(compat)) & about::OPENS != 0 && is_secret(ret as u32);
+    let secret = about & about::OPENS != 0 && is_secret(ret as u32);
     // The bulk: opens for reading only. The flags are the kernel's own copy of the register.
     if !secret && compat == class::NONE && (native == class::OPENAT || native == class::OPEN) {
         // SAFETY: as above.
@@ -185,16 +184,7 @@ impl Call {
     }
 }
 
-/// What is done about a class, in bits: a look into a table is one path for the verifier, a comparison is two.
-mod about {
-    pub const OPENS: u8 = 1 << 0;
-    pub const WRITES: u8 = 1 << 1;
-    pub const NAMES: u8 = 1 << 2;
-    pub const MOUNTS: u8 = 1 << 3;
-    pub const SOCKETS: u8 = 1 << 4;
-    pub const NAMESPACES: u8 = 1 << 5;
-}
-
+/// What is done about a class ([`about`]): a look into a table is one path for the verifier, a comparison is two.
 static ABOUT: [u8; 64] = {
     let mut of = [0; 64];
     let mut class = 0;

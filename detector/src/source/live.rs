@@ -182,6 +182,7 @@ impl Live {
         let own = Some(Box::new(live.own.clone()));
         let start = Start { policy, own, ..proc::start(live.kernel.hooks(), options.node.clone()) };
         live.host_mnt = start.host_mnt_ns;
+        live.kernel.host(live.host_mnt)?;
         live.push(out, now, Body::Start(Box::new(start)));
         live.push(out, now, Body::Config(Box::new(options.rules.clone())));
         let shipped = PAUSE.iter().map(|known| known.digest.clone());

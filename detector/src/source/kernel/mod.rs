@@ -25,7 +25,7 @@ use aya::{
     programs::{BtfTracePoint, Program, ProgramError, tp_btf::BtfTracePointLinkId},
 };
 use bytes::{Bytes, BytesMut};
-use detector_common::{EndpointKey, KernelOffsets, PROTECTED_MAX, SANDBOXES_MAX, WatchKey, setting};
+use detector_common::{EndpointKey, KernelOffsets, PROTECTED_MAX, SANDBOXES_MAX, WatchKey, setting, syscall::about};
 
 use crate::{
     decode,
@@ -97,6 +97,10 @@ pub struct Kernel {
     syscalls: bool,
     /// Which files lie in the upper layer of an overlay is seen.
     upper: bool,
+    /// Sandboxes are about.
+    sandboxed: bool,
+    /// Writes are resolved one by one.
+    tracked: bool,
     /// `sys_exit`, while it is attached for old descriptors alone.
     writes: Option<BtfTracePointLinkId>,
     /// Why it cannot be: it is loaded at the start, since a confined agent loads nothing.
@@ -190,6 +194,7 @@ impl Kernel {
         };
         set(&mut settings, setting::PRECISE, precise.into())?;
         set(&mut settings, setting::SYSCALLS, syscalls.into())?;
+        set(&mut settings, setting::MATTERS, matters(precise, syscalls, false, false))?;
         if syscalls {
             hooks.extend(attacher.role(Role::Syscall, &[Backend::Tracepoint]));
         }
@@ -207,6 +212,8 @@ impl Kernel {
             precise,
             syscalls,
             upper: offsets.ovl_upper != KernelOffsets::MISSING,
+            sandboxed: false,
+            tracked: false,
             writes: None,
             no_writes,
             alerting: alerting.try_into().map_err(|source| map_error("ALERTING", source))?,
@@ -346,7 +353,17 @@ impl Kernel {
         for cgroup in cgroups.difference(&before).take(room) {
             self.sandboxes.insert(*cgroup, 1, 0).map_err(error)?;
         }
-        set_setting(&mut self.settings, setting::SANDBOXES, (!cgroups.is_empty()).into())
+        set_setting(&mut self.settings, setting::SANDBOXES, (!cgroups.is_empty()).into())?;
+        self.sandboxed = !cgroups.is_empty();
+        self.matters()
+    }
+
+    /// What is executed in this mount namespace need not be told at once for where it lies: it is in no container.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn host(&mut self, mnt_ns: u32) -> Result<(), KernelError> {
+        set_setting(&mut self.settings, setting::HOST_MNT, mnt_ns)
     }
 
     /// Refuses acts on what is watched, except by processes of these executables.
@@ -399,7 +416,15 @@ impl Kernel {
                 (_, link) => self.writes = link,
             }
         }
-        set_setting(&mut self.settings, setting::TRACK_WRITES, on.into())
+        set_setting(&mut self.settings, setting::TRACK_WRITES, on.into())?;
+        self.tracked = on;
+        self.matters()
+    }
+
+    /// Tells `sys_exit` which calls matter at any time.
+    fn matters(&mut self) -> Result<(), KernelError> {
+        let bits = matters(self.precise, self.syscalls, self.tracked, self.sandboxed);
+        set_setting(&mut self.settings, setting::MATTERS, bits)
     }
 
     /// Does what may have to be done later, and leaves everything as it is: whether that takes privileges is the kernel's to say.
@@ -512,6 +537,18 @@ fn sys_exit<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut BtfTra
 
 fn load_sys_exit(ebpf: &mut Ebpf, name: &'static str, btf: &Btf) -> Result<(), KernelError> {
     sys_exit(ebpf, name)?.load("sys_exit", btf).map_err(load_error)
+}
+
+/// System calls that `sys_exit` looks at although nothing watched was touched, as bits of [`about`]. `all`: no security hooks
+/// see the rest.
+fn matters(precise: bool, all: bool, tracked: bool, sandboxed: bool) -> u32 {
+    let bits = [
+        (about::OPENS | about::MOUNTS | about::NAMESPACES, all),
+        (about::NAMES, all && !precise),
+        (about::SOCKETS, all && sandboxed),
+        (about::WRITES, tracked),
+    ];
+    bits.iter().filter(|(_, counts)| *counts).fold(0, |sum, (bit, _)| sum | u32::from(*bit))
 }
 
 /// Where system calls' arguments are in the registers: native ones, then those of 32-bit callers.
