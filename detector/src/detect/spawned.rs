@@ -149,7 +149,7 @@ impl Spawned {
         let workload = self.of(home, actor, context, record.time)?;
         let lies = Lies::of(exec.event.flags);
         let name = program(&exec.path, &exec.argv);
-        let known = XxHash3_64::oneshot(format!("{lies:?} {} {name}", exec.path).as_bytes());
+        let known = XxHash3_64::oneshot(format!("{lies:?} {} {name}", &*exec.path).as_bytes());
         let is_full = workload.programs.len() >= PROGRAMS_MAX;
         if workload.programs.contains(&known) || (is_full && lies.is_none()) {
             return None;

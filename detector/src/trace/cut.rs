@@ -103,7 +103,7 @@ struct Cutter<W: Write> {
 
 enum Out<W: Write> {
     Waits(W),
-    Writes(Writer<W>),
+    Writes(Box<Writer<W>>),
     /// It failed.
     Gone,
 }
@@ -135,14 +135,14 @@ impl<W: Write> Cutter<W> {
     }
 
     /// A trace with the records that what is known comes from.
-    fn begun(&self, out: W) -> anyhow::Result<Writer<W>> {
+    fn begun(&self, out: W) -> anyhow::Result<Box<Writer<W>>> {
         let mut writer = Writer::new(out)?;
         if let Some((seq, time)) = self.last {
             for record in self.standing.records(self.pipeline.context(), seq, time) {
                 writer.opening(&record)?;
             }
         }
-        Ok(writer)
+        Ok(Box::new(writer))
     }
 
     fn learn(&mut self, record: &Record) {
