@@ -58,6 +58,8 @@ struct Track {
     last: u64,
     /// A program's slice is open.
     runs: bool,
+    /// Its own slice has ended. What is read late, or told again, opens and ends none any more.
+    over: bool,
     /// What it ran last, which it is called by: told late, since Perfetto keeps the first name that it is told.
     program: Kept,
     named: bool,
@@ -132,7 +134,7 @@ impl<W: Write> Perfetto<W> {
         self.last_uuid += 1;
         let uuid = self.last_uuid;
         let program = seen.context.processes.get(key).map(|state| state.program.clone()).unwrap_or_default();
-        self.tracks.insert(key, Track { uuid, last: now, runs: false, program, named: false });
+        self.tracks.insert(key, Track { uuid, last: now, runs: false, over: false, program, named: false });
         self.describe(TrackDescriptor { uuid, name: String::new(), process: Some(descriptor(key)) })?;
         let args =
             vec![arg("start", Value::Uint(key.start)), arg("node", Value::String(seen.context.start.node.clone()))];
@@ -164,16 +166,21 @@ impl<W: Write> Perfetto<W> {
         if let (Some(track), Some(state)) = (self.tracks.get_mut(&key), seen.context.processes.get(key)) {
             track.program = state.program.clone();
         }
+        let name = seen.row.exe.as_deref().map(called).unwrap_or_default();
+        if self.tracks.get(&key).is_some_and(|track| track.over) {
+            return self.event(now, slice(uuid, INSTANT, Some(name), "exec", args(&seen.row)));
+        }
         if self.tracks.get_mut(&key).is_some_and(|track| std::mem::replace(&mut track.runs, true)) {
             self.event(now, slice(uuid, END, None, "", Vec::new()))?;
         }
-        let name = seen.row.exe.as_deref().map(called).unwrap_or_default();
         self.event(now, slice(uuid, BEGIN, Some(name), "exec", args(&seen.row)))
     }
 
     fn exits(&mut self, key: ProcessKey, seen: &Seen<'_>) -> Result<(), ExportError> {
         let (uuid, now) = self.track(key, seen)?;
-        if self.tracks.get_mut(&key).is_some_and(|track| std::mem::replace(&mut track.runs, false)) {
+        let Some(track) = self.tracks.get_mut(&key).filter(|track| !track.over) else { return Ok(()) };
+        track.over = true;
+        if std::mem::replace(&mut track.runs, false) {
             self.event(now, slice(uuid, END, None, "", Vec::new()))?;
         }
         let status = seen.row.exit_status.map(|status| arg("exit_status", Value::Int(status.into())));

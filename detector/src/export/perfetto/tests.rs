@@ -170,6 +170,11 @@ fn a_slice_says_the_pod_and_every_kind_of_record_has_its_place() {
 #[test]
 fn every_event_has_a_track_that_was_described_before_and_every_end_a_begin() {
     let mut stream = every_kind();
+    // Read late, and told again.
+    let (shell, actor) = (Actor::host(50, 10), Actor::host(61, 91));
+    stream.kernel(testing::exit(actor));
+    stream.kernel(testing::exec(actor, shell, "/bin/late", &["late"]));
+    stream.kernel(testing::exit(actor));
     let once = stream.records.clone();
     stream.records.extend(once);
     let trace = trace(&stream.records);
@@ -194,6 +199,7 @@ fn every_event_has_a_track_that_was_described_before_and_every_end_a_begin() {
         };
         assert!(*depth >= 0, "{event:?}");
     }
+    assert!(named(&trace, "late").iter().all(|(_, event)| event.r#type == INSTANT));
     // Another stream's process is another track, also where pid and start are the same: it may be another host's.
     assert!(pids.values().all(|uuids| uuids.iter().collect::<std::collections::BTreeSet<_>>().len() == 2), "{pids:?}");
 }
