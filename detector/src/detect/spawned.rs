@@ -63,7 +63,9 @@ impl Detector for Spawned {
 
     fn observe(&mut self, record: &Record, event: Option<&Event>, context: &Context) -> Vec<Finding> {
         match event {
-            Some(Event::Exec(exec)) => self.executed(record, exec, context).into_iter().collect(),
+            Some(Event::Exec(exec)) => {
+                self.executed(record, exec, context).map_or_else(Vec::new, |finding| vec![finding])
+            }
             Some(Event::Read(open)) => {
                 self.read(record, open, context);
                 Vec::new()
