@@ -1,6 +1,6 @@
 //! Attaching hooks by the best way that this kernel lets them.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use aya::{
     Btf, Ebpf,
@@ -16,10 +16,38 @@ use super::{
 };
 use crate::{record::HookState, source::kubelet::host_root};
 
+/// The running kernel's prototypes of all that hooks may be attached to: parsed, its types take much more memory.
+pub struct Prototypes(BTreeMap<(&'static str, &'static str), Vec<String>>);
+
+impl Prototypes {
+    /// Looks them up.
+    #[must_use]
+    pub fn new(types: &Types) -> Self {
+        let all = HOOKS.iter().flat_map(|hook| hook.attach).filter_map(|attach| {
+            let found = match attach.backend {
+                Backend::Lsm => types.function(&format!("bpf_lsm_{}", attach.target)),
+                Backend::Fentry | Backend::Kprobe => types.function(attach.target),
+                Backend::Tracepoint => types.tracepoint(attach.target),
+            };
+            Some((Self::key(attach), found?))
+        });
+        Self(all.collect())
+    }
+
+    /// Parameters, as [`Types::function`] gives them; `None` when the kernel has no such thing.
+    fn of(&self, attach: &Attach) -> Option<&[String]> {
+        self.0.get(&Self::key(attach)).map(Vec::as_slice)
+    }
+
+    fn key(attach: &Attach) -> (&'static str, &'static str) {
+        (attach.backend.name(), attach.target)
+    }
+}
+
 /// Attaches hooks, each by the first way that this kernel lets it.
 pub struct Attacher<'a> {
     pub ebpf: &'a mut Ebpf,
-    pub types: &'a Types,
+    pub prototypes: &'a Prototypes,
     pub btf: &'a Btf,
     pub offsets: &'a KernelOffsets,
     pub without: &'a [String],
@@ -108,14 +136,9 @@ impl Attacher<'_> {
 
     /// Loads and attaches; yields how many instructions the verifier went through, where the kernel tells.
     fn attach(&mut self, attach: &Attach) -> Result<Option<u32>, String> {
-        let found = match attach.backend {
-            Backend::Lsm => self.types.function(&format!("bpf_lsm_{}", attach.target)),
-            Backend::Fentry | Backend::Kprobe => self.types.function(attach.target),
-            Backend::Tracepoint => self.types.tracepoint(attach.target),
-        };
-        let found = found.ok_or("this kernel does not have it")?;
+        let found = self.prototypes.of(attach).ok_or("this kernel does not have it")?;
         let fits = attach.prototype.len() <= found.len()
-            && attach.prototype.iter().zip(&found).all(|(wanted, found)| wanted.is_empty() || wanted == found);
+            && attach.prototype.iter().zip(found).all(|(wanted, found)| wanted.is_empty() || wanted == found);
         if !fits {
             return Err(format!("its parameters are ({}), not ({})", found.join(", "), attach.prototype.join(", ")));
         }

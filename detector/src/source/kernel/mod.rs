@@ -31,7 +31,7 @@ use crate::{
     decode,
     record::{HookState, InodeKey, Loss},
     source::kernel::{
-        attach::Attacher,
+        attach::{Attacher, Prototypes},
         btf::{BtfError, Types},
         hooks::{Backend, HOOKS, PRECISE, Role},
         links::Links,
@@ -147,8 +147,11 @@ impl Kernel {
     pub fn attach(options: &Options) -> Result<Self, KernelError> {
         let path = options.btf.as_deref().unwrap_or(Path::new(btf::VMLINUX));
         let bytes = btf::read(path)?;
-        let types = Types::parse(path, &bytes)?;
-        let offsets = types.offsets();
+        // One after the other, since either parsed form takes many times what the file has.
+        let (offsets, prototypes) = {
+            let types = Types::parse(path, &bytes)?;
+            (types.offsets(), Prototypes::new(&types))
+        };
         let kernel_btf = Btf::parse(&bytes, Endianness::default())?;
         drop(bytes);
         let syscall_table = crate::syscalls::table();
@@ -164,8 +167,13 @@ impl Kernel {
         let mut settings: Array<_, u32> = settings.try_into().map_err(|source| map_error("SETTINGS", source))?;
         set(&mut settings, setting::DEPTH, 1)?;
         set(&mut settings, setting::SELF, std::process::id())?;
-        let mut attacher =
-            Attacher { ebpf: &mut ebpf, types: &types, btf: &kernel_btf, offsets: &offsets, without: &options.without };
+        let mut attacher = Attacher {
+            ebpf: &mut ebpf,
+            prototypes: &prototypes,
+            btf: &kernel_btf,
+            offsets: &offsets,
+            without: &options.without,
+        };
         let mut hooks = attacher.role(Role::Context, &[Backend::Tracepoint]);
         hooks.extend(attacher.role(Role::Change, &[Backend::Tracepoint]));
         let precise = PRECISE.iter().all(|number| {
