@@ -14,6 +14,9 @@ use crate::{check, man, root, setup::output, vm::Arch};
 
 const NAME: &str = "detector";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// What administrators change, and upgrades leave alone.
+const CONFIGURATION: &str = "etc/detector/config.yaml";
+pub const MAINTAINER: &str = "The detector developers <root@localhost>";
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -21,7 +24,7 @@ pub struct Options {
     #[arg(long, value_name = "ARCH", default_value = "amd64")]
     arch: Arch,
     /// Who vouches for the package: Name <address>
-    #[arg(long, value_name = "WHO", default_value = "The detector developers <root@localhost>")]
+    #[arg(long, value_name = "WHO", default_value = MAINTAINER)]
     maintainer: String,
     /// Write the package to FILE
     #[arg(short, long, value_name = "FILE")]
@@ -33,19 +36,20 @@ pub struct Options {
 /// # Errors
 /// When it cannot be built or packed.
 pub fn deb(options: &Options) -> anyhow::Result<()> {
-    let manual = root().join("target/man");
-    man::generate(&manual)?;
-    let package = Package {
-        program: crate::build_static(options.arch)?.join("detector"),
-        manual,
-        arch: options.arch,
-        maintainer: &options.maintainer,
-        time: time()?,
-    };
-    let tree = root().join("target/deb");
-    pack(&package, &tree, &options.output)?;
+    let program = crate::build_static(options.arch)?.join("detector");
+    of(program, options.arch, &options.maintainer, &options.output)?;
     print!("{}", output(Command::new("sha256sum").arg(&options.output))?);
     Ok(())
+}
+
+/// Packs an agent that is built.
+///
+/// # Errors
+/// When it cannot be packed.
+pub fn of(program: PathBuf, arch: Arch, maintainer: &str, to: &Path) -> anyhow::Result<()> {
+    let manual = root().join("target/man");
+    man::generate(&manual)?;
+    pack(&Package { program, manual, arch, maintainer, time: time()? }, &root().join("target/deb"), to)
 }
 
 /// What goes into a package beside what is in `deploy/`.
@@ -86,7 +90,8 @@ fn pack(package: &Package, tree: &Path, to: &Path) -> anyhow::Result<()> {
     let mut files = vec![
         (format!("usr/bin/{NAME}"), 0o755, read(package.program.clone())?),
         (format!("lib/systemd/system/{NAME}.service"), 0o644, read(deploy.join("detector.service"))?),
-        (format!("etc/default/{NAME}"), 0o644, debian("default")?),
+        // An output's URL may hold a secret.
+        (CONFIGURATION.to_owned(), 0o640, debian("config.yaml")?),
         (format!("{doc}/copyright"), 0o644, debian("copyright")?),
         (format!("{doc}/README.md"), 0o644, read(deploy.join("README.md"))?),
         (format!("{doc}/changelog.gz"), 0o644, gzip(changes.as_bytes())?),
@@ -122,12 +127,12 @@ fn pack(package: &Package, tree: &Path, to: &Path) -> anyhow::Result<()> {
     );
     write(&tree.join("DEBIAN/control"), 0o644, control.as_bytes())?;
     write(&tree.join("DEBIAN/md5sums"), 0o644, sums.as_bytes())?;
-    write(&tree.join("DEBIAN/conffiles"), 0o644, format!("/etc/default/{NAME}\n").as_bytes())?;
+    write(&tree.join("DEBIAN/conffiles"), 0o644, format!("/{CONFIGURATION}\n").as_bytes())?;
     for script in ["postinst", "prerm", "postrm"] {
         write(&tree.join("DEBIAN").join(script), 0o755, &debian(script)?)?;
     }
     // Whatever the umask was.
-    check(Command::new("chmod").args(["-R", "a+rX,go-w"]).arg(tree))?;
+    check(Command::new("find").arg(tree).args(["-type", "d", "-exec", "chmod", "755", "{}", "+"]))?;
     check(
         Command::new("dpkg-deb")
             .args(["--build", "--root-owner-group", "-Zxz"])
@@ -186,7 +191,8 @@ mod tests {
         }
         for wanted in [
             "-rwxr-xr-x root/root         4 2023-11-14 22:13 ./usr/bin/detector\n",
-            " ./etc/default/detector\n",
+            "-rw-r----- root/root ",
+            " ./etc/detector/config.yaml\n",
             " ./usr/share/man/man1/detector.1.gz\n",
             " ./usr/share/man/man1/detector-run.1.gz\n",
             " ./usr/share/bash-completion/completions/detector\n",

@@ -12,6 +12,8 @@ use seccompiler::{
     sock_filter,
 };
 
+use crate::sink::handed;
+
 macro_rules! calls {
     ($($name:ident)*) => { &[$((stringify!($name), libc::$name)),*] };
 }
@@ -97,6 +99,8 @@ fn conditional() -> Vec<(&'static str, libc::c_long, Vec<Vec<If>>)> {
         // Whose flags a filter cannot see: the second filter refuses it in a way that makes the C library use the other one.
         ("SYS_clone3", libc::SYS_clone3, vec![]),
         ("SYS_ioctl", libc::SYS_ioctl, one_of(1, &IOCTLS)),
+        // What journald is handed that is longer than a datagram.
+        ("SYS_memfd_create", libc::SYS_memfd_create, one_of(1, &handed::FLAGS.map(|flags| u64::from(flags.bits())))),
         ("SYS_mmap", libc::SYS_mmap, code()),
         ("SYS_mprotect", libc::SYS_mprotect, code()),
         ("SYS_prctl", libc::SYS_prctl, one_of(0, &numbers(&PRCTLS))),

@@ -217,7 +217,7 @@ fn reached(remote: &Remote, files: Files) -> Files {
 
 fn peer(remote: &Remote) -> io::Result<Box<dyn Peer>> {
     Ok(match &remote.to {
-        To::Journald { socket } => Box::new(syslog::Unix::new(socket.clone())),
+        To::Journald { socket } => Box::new(syslog::Unix::journald(socket.clone())),
         To::Http(http) => Box::new(http::Client::new(http.clone())?),
         To::Syslog(to) => match &to.peer {
             spec::Peer::Unix(path) => Box::new(syslog::Unix::new(path.clone())),

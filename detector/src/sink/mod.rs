@@ -6,6 +6,7 @@
 mod backoff;
 mod fanout;
 pub mod format;
+pub(crate) mod handed;
 mod http;
 mod local;
 pub mod pretty;

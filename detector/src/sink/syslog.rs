@@ -19,6 +19,7 @@ use rustls::{ClientConfig, ClientConnection, StreamOwned, pki_types::ServerName}
 
 use super::{
     format::syslog::frame,
+    handed,
     remote::{Peer, Trouble},
 };
 
@@ -38,6 +39,8 @@ pub(super) struct Unix {
     /// The socket, and which file it is connected to.
     socket: Option<(UnixDatagram, Bound)>,
     sent: u64,
+    /// It takes files instead of what is longer than a datagram may be.
+    files: bool,
 }
 
 /// A bound socket's file. An inode's number may be used again at once; its birth tells them apart.
@@ -45,7 +48,11 @@ type Bound = (u64, u64, Option<SystemTime>);
 
 impl Unix {
     pub fn new(path: PathBuf) -> Self {
-        Self { path, socket: None, sent: 0 }
+        Self { path, socket: None, sent: 0, files: false }
+    }
+
+    pub fn journald(path: PathBuf) -> Self {
+        Self { files: true, ..Self::new(path) }
     }
 
     fn file(&self) -> io::Result<Bound> {
@@ -76,8 +83,14 @@ impl Peer for Unix {
             }
         };
         for message in messages {
-            datagram(socket.send(message))?;
-            self.sent += message.len() as u64;
+            match socket.send(message) {
+                // It counts as nothing, and is unread for as long as anything is.
+                Err(error) if self.files && is_too_long(&error) => handed::over(socket, message)?,
+                sent => {
+                    datagram(sent)?;
+                    self.sent += message.len() as u64;
+                }
+            }
         }
         Ok(())
     }
@@ -111,13 +124,15 @@ impl Peer for Unix {
     }
 }
 
+fn is_too_long(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(nix::libc::EMSGSIZE)
+}
+
 /// What became of one datagram of a sending.
 fn datagram(result: io::Result<usize>) -> Result<(), Trouble> {
     match result {
         Ok(_) => Ok(()),
-        Err(error) if error.raw_os_error() == Some(nix::libc::EMSGSIZE) => {
-            Err(Trouble::Refused("longer than a datagram may be".to_owned()))
-        }
+        Err(error) if is_too_long(&error) => Err(Trouble::Refused("longer than a datagram may be".to_owned())),
         Err(error) => Err(Trouble::Away(error)),
     }
 }

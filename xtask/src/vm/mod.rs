@@ -6,6 +6,7 @@ mod cost;
 mod coverage;
 mod golden;
 mod kernels;
+mod systemd;
 
 use std::{
     collections::BTreeMap,
@@ -25,6 +26,7 @@ use kernels::{Kernel, Wanted};
 
 pub use golden::{Options as Golden, golden};
 pub use kernels::Arch;
+pub use systemd::systemd;
 
 /// Every series that the agent is proven on.
 const ALL: [&str; 5] = ["5.10", "6.1", "6.12", "6.18", "7.3"];
@@ -55,6 +57,9 @@ pub struct Options {
     /// A shell in the machine instead of the suite; `exit` ends it
     #[arg(long)]
     shell: bool,
+    /// The Debian package under Debian 12's systemd instead of the suite
+    #[arg(long, conflicts_with_all = ["kernel", "all", "shell", "json", "coverage", "from"])]
+    systemd: bool,
     /// Write the matrix to FILE as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -69,7 +74,16 @@ pub struct Options {
 impl Options {
     /// What `cargo xtask test` runs.
     pub fn some() -> Self {
-        Self { kernel: Vec::new(), all: false, arch: Arch::Amd64, shell: false, json: None, coverage: None, from: None }
+        Self {
+            kernel: Vec::new(),
+            all: false,
+            arch: Arch::Amd64,
+            shell: false,
+            systemd: false,
+            json: None,
+            coverage: None,
+            from: None,
+        }
     }
 }
 
@@ -113,6 +127,9 @@ impl CaseResult {
 /// # Errors
 /// When a machine cannot be set up, or a case is missed on any kernel.
 pub fn vm(options: &Options) -> anyhow::Result<()> {
+    if options.systemd {
+        return systemd();
+    }
     let outcomes = match &options.from {
         Some(file) => {
             let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
@@ -300,11 +317,21 @@ fn lines(
     place: &Path,
     arguments: &str,
     options: &[&str],
+    each: impl FnMut(&str) -> anyhow::Result<()>,
+) -> anyhow::Result<Option<u32>> {
+    let mut qemu = machine(kernel, place, arguments);
+    qemu.args(options);
+    listen(kernel, qemu, &place.join(format!("{}.log", kernel.series)), each)
+}
+
+/// Starts a machine whose console goes to `log`; the rest as [`lines`].
+fn listen(
+    kernel: &Kernel,
+    mut qemu: Command,
+    log: &Path,
     mut each: impl FnMut(&str) -> anyhow::Result<()>,
 ) -> anyhow::Result<Option<u32>> {
-    let log = place.join(format!("{}.log", kernel.series));
-    let mut qemu = machine(kernel, place, arguments);
-    qemu.args(options).arg("-serial").arg(format!("file:{}", log.display())).args(kernel.arch.results());
+    qemu.arg("-serial").arg(format!("file:{}", log.display())).args(kernel.arch.results());
     let mut child = qemu.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("starting QEMU")?;
     let out = child.stdout.take().context("no output")?;
     let deadline = watchdog(child);

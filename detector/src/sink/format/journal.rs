@@ -3,18 +3,21 @@
 use super::{PRODUCT, bounded, json_within, syslog_severity, uid, word};
 use crate::alert::Alert;
 
-/// Most bytes of the whole alert in `DETECTOR_ALERT`: with the other fields it fits in one datagram.
-const ALERT: usize = 96 * 1024;
+/// What all alerts have in common, and no other entry: `journalctl MESSAGE_ID=...` shows them alone.
+const MESSAGE_ID: &str = "1e2f4bc8bf2546589719f9ab6746921b";
+/// Most bytes of the whole alert in `DETECTOR_ALERT`: with the other fields it is no longer than what a spool takes.
+const ALERT: usize = 768 * 1024;
 /// Most bytes of any other value.
 const VALUE: usize = 4096;
 
-/// One entry, as one datagram.
+/// One entry.
 #[must_use]
 pub fn render(alert: &Alert) -> Vec<u8> {
     let mut out = Vec::new();
     let mut put = |name: &str, value: &str| field(&mut out, name, value);
     let short = |text: &str| bounded(text, VALUE, |out, c| out.push(c));
     put("MESSAGE", &short(&alert.title));
+    put("MESSAGE_ID", MESSAGE_ID);
     put("PRIORITY", &syslog_severity(alert.severity).to_string());
     put("SYSLOG_IDENTIFIER", PRODUCT);
     put("DETECTOR_UID", &short(&uid(alert)));
@@ -80,20 +83,32 @@ mod tests {
         let fields = parse(&render(&alert));
         let names: Vec<_> = fields.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names.iter().filter(|name| **name == "PRIORITY").count(), 1);
-        assert!(
-            names.iter().all(
-                |name| ["MESSAGE", "PRIORITY", "SYSLOG_IDENTIFIER"].contains(name) || name.starts_with("DETECTOR_")
-            )
-        );
+        assert!(names.iter().all(|name| ["MESSAGE", "MESSAGE_ID", "PRIORITY", "SYSLOG_IDENTIFIER"].contains(name)
+            || name.starts_with("DETECTOR_")));
         assert_eq!(fields[0].1, "x\\u{a}PRIORITY=0\\u{a}_UID=0");
         let whole: serde_json::Value = serde_json::from_str(&fields.last().unwrap().1).unwrap();
         assert_eq!(whole, serde_json::to_value(&alert).unwrap());
     }
 
     #[test]
-    fn an_entry_fits_in_one_datagram() {
+    fn an_entry_is_no_longer_than_what_a_spool_takes() {
         let mut alert = alert();
         alert.process.as_mut().unwrap().argv.push("\u{1b}".repeat(128 * 1024));
-        assert!(render(&alert).len() < 128 * 1024);
+        let fields = parse(&render(&alert));
+        let last = &fields.last().unwrap().1;
+        assert!(last.len() < ALERT && last.contains("left_out"), "{}", last.len());
+        alert.title = "\u{1b}".repeat(1 << 20);
+        assert!(render(&alert).len() < 1 << 20);
+    }
+
+    #[test]
+    fn where_alerts_are_looked_for_is_what_all_of_them_are_called() {
+        for page in [
+            include_str!("../../../../deploy/detector.service"),
+            include_str!("../../../../deploy/debian/config.yaml"),
+            include_str!("../../../../docs/sinks.md"),
+        ] {
+            assert!(page.contains(&format!("MESSAGE_ID={MESSAGE_ID}")), "{page}");
+        }
     }
 }
