@@ -2,6 +2,16 @@
 //!
 //! Sources do I/O and yield [`record::Record`]s. Everything behind them is a pure function of that stream.
 
+/// As the standard library's, which ends the process when nobody reads its messages any more: journald that was stopped would end
+/// the agent, and so could whoever holds the other end of a pipe.
+macro_rules! eprintln {
+    ($($said:tt)*) => {{
+        use std::io::Write as _;
+        // Whom should it be told?
+        let _ = writeln!(std::io::stderr(), $($said)*);
+    }};
+}
+
 pub mod alert;
 pub mod argv;
 pub mod cli;

@@ -1,11 +1,6 @@
 //! `detector run`: the live source, the pipeline behind it, and standard output and the recorder at the end.
 
-use std::{
-    collections::BTreeMap,
-    io::{self, Write as _},
-    os::fd::RawFd,
-    time::Instant,
-};
+use std::{collections::BTreeMap, io, os::fd::RawFd, time::Instant};
 
 use anyhow::Context as _;
 use serde::Serialize;
@@ -173,7 +168,7 @@ pub fn run(setup: Setup, started: Instant) -> anyhow::Result<()> {
         stats.identity = live.identity();
         stats.sinks.extend(ends.sinks.finish()?);
         stats.recorded = ends.recorder.map(Recorder::finish).transpose().context("recording")?;
-        writeln!(io::stderr(), "stats: {}", serde_json::to_string(&stats)?)?;
+        eprintln!("stats: {}", serde_json::to_string(&stats)?);
         Ok(())
     })
 }

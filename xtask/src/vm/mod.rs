@@ -210,7 +210,8 @@ fn prepare(wanted: &[Wanted]) -> anyhow::Result<(Vec<Kernel>, PathBuf)> {
 /// # Errors
 /// When something cannot be had here.
 pub fn prepare_some() -> anyhow::Result<()> {
-    prepare(&SOME.map(|series| Wanted { series: series.to_owned(), arch: Arch::Amd64 })).map(|_| ())
+    prepare(&SOME.map(|series| Wanted { series: series.to_owned(), arch: Arch::Amd64 }))?;
+    systemd::debian(&root().join("target/vm")).map(|_| ())
 }
 
 /// Measures instructions on one kernel: `cargo xtask bench --vm`.
