@@ -4,6 +4,8 @@ use std::{
     fs,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
     process::{Command, Stdio},
+    thread,
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -31,6 +33,8 @@ use super::{
     stage::{Stage, Who},
 };
 
+/// How long the agent may take to hear of a container, many times over.
+const HEARD: Duration = Duration::from_secs(1);
 const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata:\n  name: web\nspec:\n  hostPID: true\n  containers:\n  - name: web\n    image: registry.example/web:1\n    securityContext:\n      privileged: true\n";
 
 fn is_about(alert: &Value, file: &str, change: &str) -> bool {
@@ -119,14 +123,18 @@ pub fn container_exec(stage: &mut Stage) -> anyhow::Result<()> {
 pub fn pause(stage: &mut Stage) -> anyhow::Result<()> {
     let honest = Container::start(&stage.app, &annotations("sandbox"))?;
     stage.twin("a pause that pauses", of(&honest.id));
-    for (act, evidence) in [("open", "open"), ("socket", "socket"), ("process", "fork")] {
-        let mut sandbox = Container::start(&stage.app, &annotations("sandbox"))?;
+    let acts = [("open", "open"), ("socket", "socket"), ("process", "fork")];
+    let start = |act| anyhow::Ok((act, Container::start(&stage.app, &annotations("sandbox"))?));
+    let sandboxes = acts.into_iter().map(start).collect::<Result<Vec<_>, _>>()?;
+    // What a sandbox does before the agent has heard of it is no pause's act.
+    thread::sleep(HEARD);
+    for ((act, evidence), mut sandbox) in sandboxes {
         sandbox.misbehave(act)?;
         let is_its = of(&sandbox.id);
-        stage.told(&format!("a pause: {act}"), Who::Pid(sandbox.pid), |alert| {
-            is_its(alert)
-                && alert["evidence"].as_array().is_some_and(|all| all.iter().any(|one| one["kind"] == evidence))
-        });
+        let shows = |alert: &Value| {
+            alert["evidence"].as_array().is_some_and(|all| all.iter().any(|one| one["kind"] == evidence))
+        };
+        stage.told(&format!("a pause: {act}"), Who::Pid(sandbox.pid), |alert| is_its(alert) && shows(alert));
     }
     let config = stage.store()?.config.clone();
     let same = Runtime::configuration("registry.k8s.io/pause:3.9");

@@ -21,8 +21,8 @@ use serde_json::{Value, json};
 use super::node::{ControlPlane, Runtime};
 
 /// How long the agent may take to start, and an alert to come; emulated machines are slow.
-const START: Duration = Duration::from_secs(60);
-const PATIENCE: Duration = Duration::from_secs(15);
+const START: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(30);
 /// How long silence is listened to: longer than an image's parts are waited for.
 const SILENCE: Duration = Duration::from_secs(4);
 
