@@ -192,3 +192,35 @@ pub fn service_account(stage: &mut Stage) -> anyhow::Result<()> {
     });
     Ok(())
 }
+
+/// A pod's token used by a program of the node; and by a stranger, whom nobody here knows, and a request by that program without it.
+pub fn token_use(stage: &mut Stage) -> anyhow::Result<()> {
+    const WEB: Asker = Asker {
+        user: "system:serviceaccount:shop:web",
+        groups: &["system:serviceaccounts", "system:serviceaccounts:shop", "system:authenticated"],
+        from: NODE,
+        agent: "kubectl/v1.20.2 (linux/amd64) kubernetes/faecb19",
+    };
+    let dir = stage.dir.clone();
+    let mut thief = stage.plane()?.other(&dir, "kubectl")?;
+    thief.does(&format!("connect {NODE}:6443"))?;
+    let bound = |who: Asker| {
+        let extra = json!({
+            "authentication.kubernetes.io/pod-name": ["web-1"],
+            "authentication.kubernetes.io/pod-uid": ["0a1b2c3d-0000-4000-8000-000000000001"],
+        });
+        json!({"user": {"username": who.user, "groups": who.groups, "extra": extra}})
+    };
+    let secrets = json!({"resource": "secrets", "namespace": "shop", "apiVersion": "v1"});
+    let uri = "/api/v1/namespaces/shop/secrets";
+    let log = &mut stage.plane()?.log;
+    log.request(Asker { from: NODE, ..ALICE }, "list", uri, Some(secrets.clone()), &json!({}))?;
+    log.request(Asker { from: ALICE.from, ..WEB }, "list", uri, Some(secrets.clone()), &bound(WEB))?;
+    log.request(WEB, "list", uri, Some(secrets), &bound(WEB))?;
+    stage.told("a pod's token used on the node", Who::Pid(thief.pid()), |alert| {
+        title(alert).starts_with("Service account token of pod shop/web-1 used by somebody else")
+    });
+    stage.twin("another's request over the same connection", asked("alice"));
+    stage.twin("the token used from elsewhere", |alert| alert["request"]["source_ips"][0] == ALICE.from);
+    Ok(())
+}

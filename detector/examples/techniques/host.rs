@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::Write as _,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
     process::{Command, Stdio},
     thread,
@@ -35,6 +36,8 @@ use super::{
 
 /// How long the agent may take to hear of a container, many times over.
 const HEARD: Duration = Duration::from_secs(1);
+/// How long a directory of logs may take to be found and known; machines are slow.
+const FOUND: Duration = Duration::from_secs(12);
 const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata:\n  name: web\nspec:\n  hostPID: true\n  containers:\n  - name: web\n    image: registry.example/web:1\n    securityContext:\n      privileged: true\n";
 
 fn is_about(alert: &Value, file: &str, change: &str) -> bool {
@@ -194,6 +197,31 @@ pub fn operator(stage: &mut Stage) -> anyhow::Result<()> {
         let app = Container::with(&stage.app, &annotations, &mounts)?;
         stage.told(&format!("a container with {source}"), Who::Pid(app.pid), of(&app.id));
     }
+    Ok(())
+}
+
+/// A pod's log emptied, removed and overwritten; and written and rotated as the runtime and kubelet do it.
+pub fn pod_logs(stage: &mut Stage) -> anyhow::Result<()> {
+    let logs = stage.logs.join("shop_web_0a1b2c3d-0000-4000-8000-000000000001/app");
+    fs::create_dir_all(&logs)?;
+    let line = "2026-11-25T10:00:00.000000000Z stdout F a line\n";
+    for name in ["0.log", "1.log", "2.log"] {
+        fs::write(logs.join(name), line.repeat(50))?;
+    }
+    // What was there when the directory was found counts.
+    thread::sleep(FOUND);
+    let me = std::process::id();
+    let append = |name| fs::OpenOptions::new().append(true).create(true).open(logs.join(name));
+    append("0.log")?.write_all(line.as_bytes())?;
+    fs::rename(logs.join("0.log"), logs.join("0.log.20261125-101112"))?;
+    append("0.log")?.write_all(line.repeat(50).as_bytes())?;
+    stage.twin_by("a log that grows and is rotated", me);
+    thread::sleep(FOUND);
+    let of = "Log of app of pod shop/web ";
+    let pid = stage.act("truncate", &logs, "1.log", "")?;
+    stage.told("a log emptied", Who::Pid(pid), |alert| title(alert).starts_with(&format!("{of}emptied by ")));
+    let pid = stage.act("move", &logs, "2.log", "nothing\n")?;
+    stage.told("a log replaced", Who::Pid(pid), |alert| title(alert).starts_with(&format!("{of}replaced by ")));
     Ok(())
 }
 

@@ -59,7 +59,7 @@ const fn scene(
 }
 
 /// Tokens come last: what the same session connects to afterwards is taken for their use.
-const SCENES: [Scene; 11] = [
+const SCENES: [Scene; 13] = [
     Scene { in_suite: false, ..scene("static-pod", 1, Needs::Nothing, host::static_pod) },
     Scene {
         name: "static-pod-refused",
@@ -72,9 +72,17 @@ const SCENES: [Scene; 11] = [
     scene("supply-chain-compromise", 28, Needs::Runtime, host::supply_chain),
     scene("malicious-operator", 29, Needs::Nothing, host::operator),
     scene("delete-kubernetes-events", 30, Needs::ControlPlane, control_plane::delete_events),
+    Scene {
+        name: "delete-kubernetes-events-logs",
+        ..scene("delete-kubernetes-events", 30, Needs::Nothing, host::pod_logs)
+    },
     scene("malicious-admission-controller", 31, Needs::ControlPlane, control_plane::admission),
     scene("public-api-endpoint", 32, Needs::ControlPlane, control_plane::public_api),
     scene("detector-tampering", 33, Needs::Nothing, host::tampering),
+    Scene {
+        name: "container-service-account-used",
+        ..scene("container-service-account", 34, Needs::ControlPlane, control_plane::token_use)
+    },
     scene("container-service-account", 34, Needs::ControlPlane, control_plane::service_account),
 ];
 

@@ -165,6 +165,11 @@ impl ControlPlane {
         Ok(())
     }
 
+    /// Another program in the node's network namespace, called like this.
+    pub fn other(&self, dir: &Path, name: &str) -> anyhow::Result<Part> {
+        self.network.within(|| Part::start(dir, &self.reach, name, &[]))
+    }
+
     pub fn token(&self) -> String {
         self.volume.join("token").display().to_string()
     }

@@ -71,6 +71,8 @@ pub struct Stage {
     pub reach: PathBuf,
     /// Watched.
     pub manifests: PathBuf,
+    /// Of pods' logs, watched too.
+    pub logs: PathBuf,
     pub runtime: Option<Runtime>,
     pub control_plane: Option<ControlPlane>,
     agent: Child,
@@ -118,13 +120,20 @@ impl Stage {
         let reach = program(examples.join("reach"), "reach")?;
         let manifests = dir.join("manifests");
         fs::create_dir(&manifests)?;
+        let logs = dir.join("pod-logs");
+        fs::create_dir(&logs)?;
         fs::create_dir(dir.join("next-door"))?;
         let runtime = plan.runtime.then(|| Runtime::start(&dir, &reach)).transpose()?;
         let control_plane = plan.control_plane.then(|| ControlPlane::start(&dir, &reach)).transpose()?;
         let mut command = Command::new(&detector);
         // Each act is asked for, also the second one that is like another.
         command.args(["run", "--output", "stdout:json", "--group-window", "0s", "--rate-limit", "0", "--no-cri"]);
-        command.args(["--node-name", "node-1", "--manifest-dir"]).arg(&manifests).args(&plan.arguments);
+        command
+            .args(["--node-name", "node-1", "--manifest-dir"])
+            .arg(&manifests)
+            .arg("--pod-log-dir")
+            .arg(&logs)
+            .args(&plan.arguments);
         if let Some(traces) = traces {
             command.arg("--record").arg(traces);
         }
@@ -137,6 +146,7 @@ impl Stage {
             act,
             reach,
             manifests,
+            logs,
             runtime,
             control_plane,
             agent,

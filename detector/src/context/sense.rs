@@ -1,11 +1,16 @@
 //! What is worth stealing, and which processes are the control plane: as the source found it, judged by what else is known.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::IpAddr,
+};
 
 use super::Context;
 use crate::{
     alert::Origin,
-    record::{ComponentKind, Components, InodeKey, ProcessKey, Secret, SecretKind, sense::is_token},
+    record::{
+        ComponentKind, Components, Endpoint, EndpointRole, InodeKey, ProcessKey, Secret, SecretKind, sense::is_token,
+    },
 };
 
 /// Most secrets remembered: as many as the kernel takes.
@@ -32,6 +37,14 @@ impl Sense {
         } else if self.secrets.len() < SECRETS_MAX || self.secrets.contains_key(&secret.inode) {
             self.secrets.insert(secret.inode, secret.clone());
         }
+    }
+
+    /// Whether part of the control plane listens on this node at this address. What containers say that the API server's address is does not
+    /// make it one.
+    #[must_use]
+    pub fn is_own(&self, address: IpAddr) -> bool {
+        let listens = |found: &&Endpoint| found.role != EndpointRole::Api;
+        self.components.endpoints.iter().filter(listens).any(|found| found.address == address)
     }
 
     /// The secret that a file is, if it is one: of a token volume only the tokens are.

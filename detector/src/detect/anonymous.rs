@@ -68,7 +68,7 @@ impl Detector for Anonymous {
         let Body::Audit(event) = &record.body else { return Vec::new() };
         self.networks.set(&context.start.policy.allowed_networks);
         // Any of them: whoever is outside can claim to be inside as well, but not the other way round.
-        let outside = event.sources.iter().any(|address| !self.networks.contain(*address));
+        let outside = event.sources.iter().any(|from| !self.networks.contain(*from) && !context.sense.is_own(*from));
         let nobody = event.user.is_empty() || event.groups.iter().any(|group| group == "system:unauthenticated");
         if !nobody && !outside {
             return Vec::new();
@@ -211,8 +211,9 @@ impl Anonymous {
 mod tests {
     use super::*;
     use crate::{
-        record::{ContainerRole, Policy, Rules},
+        record::{Components, ContainerRole, Endpoint, EndpointRole, Policy, Rules},
         testing::{self, SECOND, Stream},
+        testing_control,
     };
 
     const OUTSIDE: &str = "198.51.100.7";
@@ -270,6 +271,17 @@ mod tests {
     fn a_header_that_claims_an_address_inside_does_not_hide_the_one_outside() {
         assert_eq!(one(nobody("10.0.0.1,198.51.100.7", "get", "/version", 200)), Some(Severity::High));
         assert_eq!(one(nobody("198.51.100.7,10.0.0.1", "get", "/version", 200)), Some(Severity::High));
+    }
+
+    #[test]
+    fn a_node_with_a_public_address_is_not_outside_of_itself() {
+        for (role, told) in [(EndpointRole::ApiServer, 0), (EndpointRole::Api, 1)] {
+            let own = Endpoint { address: OUTSIDE.parse().unwrap(), port: 6443, net_ns: 0, role };
+            let mut stream = testing_control::node();
+            stream.push(Body::Components(Box::new(Components { components: Vec::new(), endpoints: vec![own] })));
+            push(&mut stream, nobody(OUTSIDE, "get", "/readyz", 200));
+            assert_eq!(stream.alerts().len(), told);
+        }
     }
 
     #[test]

@@ -42,10 +42,9 @@ impl Detector for PublicApi {
             return Vec::new();
         }
         let from = sense::ip(&accepted.remote);
-        let own = || context.sense.components.endpoints.iter().any(|found| found.address == from);
         let allowed = &context.start.policy.allowed_networks;
         self.allowed.set(allowed);
-        if self.allowed.contain(from) || own() {
+        if self.allowed.contain(from) || context.sense.is_own(from) {
             return Vec::new();
         }
         let Some(whose) = self.news(source(from), record.time) else { return Vec::new() };
