@@ -38,11 +38,9 @@ pub enum Need {
     Upper,
     /// An API server's audit log.
     AuditLog,
-    /// The agent does not look for it, anywhere.
-    Nothing,
 }
 
-use Need::{AuditLog, Cgroups, Directory, Hook, Kubelet, Nothing, Runtime, Upper};
+use Need::{AuditLog, Cgroups, Directory, Hook, Kubelet, Runtime, Upper};
 
 const fn of(technique: &'static Technique, signals: &'static [Signal]) -> Row {
     let Technique { id, name, tactic, attack, microsoft } = technique;
@@ -116,7 +114,7 @@ pub static TABLE: [Row; 10] = [
             signal("signals that end or stop the agent", &[Hook(&["signal"])]),
             signal("who traces it or writes its memory", &[Hook(&["ptrace", "syscall-guard"])]),
             signal("who opens or changes its BPF programs and maps", &[Hook(&["bpf", "syscall-guard"])]),
-            signal("events that were lost", &[]),
+            signal("events that were lost, and hooks that are detached", &[]),
             signal("who writes its configuration, traces and spool", &[OPENS]),
         ],
     ),
@@ -135,7 +133,8 @@ pub static TABLE: [Row; 10] = [
             signal("events deleted through the API server", &[AuditLog]),
             signal("the audit log emptied, replaced or removed", &[AuditLog]),
             signal("who connects to etcd past the API server", &[Hook(&["connection"])]),
-            signal("logs of pods truncated or removed", &[Nothing]),
+            signal("logs of pods emptied or removed", &[]),
+            signal("who did that, and who opens them to overwrite them", &[OPENS]),
         ],
     ),
     of(

@@ -106,7 +106,7 @@ impl Watch {
         let ours = match (alert["pod"]["name"].as_str(), alert["file"]["path"].as_str()) {
             (Some(pod), _) => in_our_namespace || pod.ends_with(NAME),
             // Of a long path the end is told.
-            (None, Some(file)) => file.starts_with(PLACE) || file.starts_with(".../"),
+            (None, Some(file)) => [PLACE, ".../", "/var/log/pods/"].iter().any(|begin| file.starts_with(begin)),
             (None, None) => true,
         };
         if ours {

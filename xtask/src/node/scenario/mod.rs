@@ -6,6 +6,7 @@ mod deployed;
 mod drill;
 mod exec;
 mod image;
+mod logs;
 mod pause;
 mod probe;
 mod static_pod;
@@ -53,6 +54,7 @@ pub const ALL: &[Scenario] = &[
     scenario("dropped-binary", "programs executed that are not in the image", workload::dropped),
     scenario("privileged-pod", "a pod that may do anything on the node", workload::privileged),
     scenario("agent-attacked", "a pod with the node's processes stops the agent", workload::agent_attacked),
+    scenario("pod-logs-wiped", "logs of pods emptied and removed, by hand, by a pod and by kubelet", logs::wiped),
     // Those with an API server last: it is brought up once, and kubelet belongs to it from then on.
     with_api("events-deleted", "a user deletes events through the API server", control_plane::events_deleted),
     with_api("etcd-client", "events deleted in etcd, behind the API server's back", control_plane::etcd_client),
