@@ -63,6 +63,8 @@ pub mod hook {
     pub const SOCKET_CONNECT: u16 = 33;
     pub const BPF: u16 = 37;
     pub const SYS_EXIT_GUARD: u16 = 38;
+    pub const TCP_RECEIVE: u16 = 44;
+    pub const UNIX_CONNECT: u16 = 45;
     /// Slots of the per-CPU counters; more than there are hooks, so that adding one moves nothing.
     pub const COUNT: u32 = 64;
 }
@@ -331,6 +333,9 @@ pub mod socket {
     pub const BIND: u32 = 3;
     /// One of these, by a 32-bit caller's `socketcall`, which does not show what.
     pub const ANY: u32 = 4;
+    /// Any task connects to a socket by which a container runtime is asked. Its inode is in the arguments: device, lower and
+    /// upper half of the number; there is no address.
+    pub const RUNTIME: u32 = 5;
 }
 
 /// Most bytes of a socket's address: a whole `sockaddr_in6`.
@@ -358,6 +363,8 @@ pub mod connection {
     pub const CONNECT: u32 = 1;
     /// Somebody's connection was accepted. The kernel does that in the name of whoever runs: the header has the time alone.
     pub const ACCEPT: u32 = 2;
+    /// The header's task is sent something over a connection that it has accepted.
+    pub const RECEIVE: u32 = 3;
 }
 
 /// A TCP connection from or to an address that is of interest. IPv4 addresses are IPv4-mapped ones.

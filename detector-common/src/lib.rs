@@ -44,6 +44,19 @@ pub mod endpoint {
     pub const ETCD: u32 = 1 << 2;
     /// No address's: this node's API server itself connects.
     pub const CLIENT: u32 = 1 << 3;
+    /// A container runtime serves sessions there (exec, attach, port-forward): accepted connections, and when it is sent something
+    /// over one, are reported.
+    pub const STREAM: u32 = 1 << 4;
+    /// This node's kubelet listens there: the same.
+    pub const KUBELET: u32 = 1 << 5;
+}
+
+/// What of a process's connections is reported: flags of the value in the `SERVERS` map.
+pub mod server {
+    /// Those that it makes: an API server.
+    pub const CONNECTS: u32 = 1 << 0;
+    /// What it is sent over those that it accepted: a kubelet, a container runtime.
+    pub const LISTENS: u32 = 1 << 1;
 }
 
 /// Key of the `ENDPOINTS` map.
@@ -78,8 +91,11 @@ impl EndpointKey {
 /// Most addresses of interest: API servers and etcd, on each address of the node.
 pub const ENDPOINTS_MAX: u32 = 1024;
 
-/// Most API servers on a node whose own connections are reported.
+/// Most API servers, kubelets and container runtimes on a node whose connections are looked at.
 pub const SERVERS_MAX: u32 = 64;
+
+/// Most sockets by which container runtimes are asked, and directories of such.
+pub const RUNTIMES_MAX: u32 = 256;
 
 /// Most secrets: token volumes, kubeconfigs, keys, etcd's files.
 pub const SECRETS_MAX: u32 = 16_384;
@@ -104,7 +120,7 @@ pub struct RecentKey {
     pub what: [u64; 2],
     /// The process; 0 for accepted connections.
     pub tgid: u32,
-    /// The port, or `u32::MAX` for a file.
+    /// The port, in the upper half [`connection`](crate::connection); `u32::MAX` for a file, one less for a socket's.
     pub port: u32,
 }
 
@@ -157,7 +173,7 @@ pub mod setting {
     pub const SANDBOXES: u32 = 7;
     /// Bit 0: there are secrets, so opens for reading are looked at; bit 1: at `sys_exit` too.
     pub const READS: u32 = 8;
-    /// Non-zero: there are addresses of interest, so connections are looked at.
+    /// Bit 0: there are addresses of interest, so connections are looked at; bit 1: and what is sent over them.
     pub const CONNECTIONS: u32 = 9;
     /// Inode number of the host's mount namespace: what runs in it is in no container.
     pub const HOST_MNT: u32 = 10;
@@ -228,14 +244,10 @@ pub mod syscall {
     pub const WRITE_FD2: u8 = 33;
     /// `io_uring_enter`.
     pub const IO_URING: u8 = 40;
-    /// `socket`: reported for sandboxes, as the next three. In the order of [`crate::socket`].
+    /// `socket`: reported for sandboxes, as the next one. As far apart as in [`crate::socket`].
     pub const SOCKET: u8 = 41;
-    /// `connect`: address and its length in the second and third arguments.
-    pub const CONNECT: u8 = 42;
-    /// `bind`: as `connect`.
+    /// `bind`: address and its length in the second and third arguments.
     pub const BIND: u8 = 43;
-    /// `socketcall` of 32-bit callers: any of the three.
-    pub const SOCKET_CALL: u8 = 44;
     /// Anything else that may follow a change of a watched inode (`close`, `fsync`, `msync`, `munmap`, `chmod`).
     pub const AFTER: u8 = 48;
     /// `setns`, `unshare`: the caller is in other namespaces now.
@@ -248,6 +260,10 @@ pub mod syscall {
     pub const PTRACE: u8 = GUARD + 2;
     /// `process_vm_writev`: process in the first argument.
     pub const VM_WRITE: u8 = GUARD + 3;
+    /// `connect`: as `bind`, and reported for sockets of container runtimes.
+    pub const CONNECT: u8 = GUARD + 4;
+    /// `socketcall` of 32-bit callers: any of the three, and their arguments in the caller's memory.
+    pub const SOCKET_CALL: u8 = GUARD + 5;
     /// Entries for the native table; a compat (32-bit) table of the same size follows.
     pub const TABLE: usize = 512;
 

@@ -129,6 +129,9 @@ offsets! {
     sock_dport = "sock_common"."skc_dport";
     sock_num = "sock_common"."skc_num";
     sock_net = "sock_common"."skc_net.net";
+    socket_sk = "socket"."sk";
+    unix_dentry = "unix_sock"."path.dentry";
+    unix_peer = "unix_sock"."peer";
     x86_regs_orig_ax = "pt_regs"."orig_ax";
     x86_regs_bx = "pt_regs"."bx";
     x86_regs_cx = "pt_regs"."cx";

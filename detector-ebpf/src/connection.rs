@@ -1,10 +1,11 @@
-//! TCP connections: who connects to API servers and etcd, whom this node's API server accepts, and where it connects itself.
+//! TCP connections: who connects to API servers and etcd, whom this node's API server accepts, and where it connects itself; when
+//! kubelet and container runtimes are sent something.
 //!
 //! One tracepoint sees both ends. A connection begins in the thread that asks for it, also through io_uring, fast open or a
 //! library that makes its system calls itself; what is accepted is established by whichever packet arrives, in nobody's name.
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
-use detector_common::{Connection, EndpointKey, RecentKey, connection as act, endpoint, hook, kind, setting};
+use detector_common::{Connection, EndpointKey, RecentKey, connection as act, endpoint, hook, kind, server, setting};
 
 use crate::{
     emit::{self, Ring},
@@ -28,13 +29,31 @@ pub fn socket_state(ctx: BtfTracePointContext) -> i32 {
     let (old, new) = (arg(&ctx, 1) as u32, arg(&ctx, 2) as u32);
     let accepted = old == SYN_RECV && new == ESTABLISHED;
     if (new == SYN_SENT || accepted) && setting(setting::CONNECTIONS) != 0 {
-        changed(Ptr(arg(&ctx, 0)), accepted);
+        let of = if accepted { act::ACCEPT } else { act::CONNECT };
+        changed(Ptr(arg(&ctx, 0)), of, hook::SOCKET_STATE);
     }
     0
 }
 
+/// `tcp_rcv_space_adjust(struct sock *sk)`, since 4.15: a thread has taken data from its connection. Which of the many that do are
+/// of interest, one look-up by their process says.
+#[btf_tracepoint(function = "tcp_rcv_space_adjust")]
+pub fn tcp_receive(ctx: BtfTracePointContext) -> i32 {
+    if setting(setting::CONNECTIONS) & 2 != 0 && server((current_id() >> 32) as u32) & server::LISTENS != 0 {
+        changed(Ptr(arg(&ctx, 0)), act::RECEIVE, hook::TCP_RECEIVE);
+    }
+    0
+}
+
+/// What of a process's connections is of interest.
 #[inline(always)]
-fn changed(sock: Ptr, accepted: bool) {
+fn server(tgid: u32) -> u32 {
+    // SAFETY: a number that the agent alone replaces, as a whole.
+    unsafe { SERVERS.get(tgid) }.copied().unwrap_or(0)
+}
+
+#[inline(always)]
+fn changed(sock: Ptr, of: u32, hook: u16) {
     let (remote, local) = match sock.read::<u16>(offset!(sock_family)) {
         AF_INET => (mapped(sock.read(offset!(sock_daddr))), mapped(sock.read(offset!(sock_rcv_saddr)))),
         AF_INET6 => (sock.read(offset!(sock_v6_daddr)), sock.read(offset!(sock_v6_rcv_saddr))),
@@ -43,34 +62,41 @@ fn changed(sock: Ptr, accepted: bool) {
     let remote_port = sock.read::<u16>(offset!(sock_dport)).swap_bytes();
     let local_port: u16 = sock.read(offset!(sock_num));
     let net_ns: u32 = sock.follow(offset!(sock_net)).read(offset!(net_inum));
-    let served = if accepted { (local, local_port) } else { (remote, remote_port) };
+    let connects = of == act::CONNECT;
+    let served = if connects { (remote, remote_port) } else { (local, local_port) };
     let key = EndpointKey::new(served.0, served.1, net_ns);
     // SAFETY: a number that the agent alone replaces, as a whole.
     let known = unsafe { ENDPOINTS.get(key) }.copied().unwrap_or(0);
-    let mut flags = known & if accepted { endpoint::SERVER } else { endpoint::API | endpoint::ETCD };
+    let mut flags = known
+        & match of {
+            act::CONNECT => endpoint::API | endpoint::ETCD,
+            act::ACCEPT => endpoint::SERVER | endpoint::STREAM | endpoint::KUBELET,
+            _ => endpoint::STREAM | endpoint::KUBELET,
+        };
+    let accepted = of == act::ACCEPT;
     let tgid = if accepted { 0 } else { (current_id() >> 32) as u32 };
-    // SAFETY: the value is not looked at.
-    if !accepted && unsafe { SERVERS.get(tgid) }.is_some() {
+    if connects && server(tgid) & server::CONNECTS != 0 {
         flags |= endpoint::CLIENT;
     }
-    let port = if accepted { local_port } else { remote_port };
-    if flags == 0 || !recent::is_news(&RecentKey { what: remote, tgid, port: u32::from(port) }) {
+    // Connections that are made have none in the upper half, so that they stand for themselves alone.
+    let port = u32::from(served.1) | if connects { 0 } else { of << 16 };
+    if flags == 0 || !recent::is_news(&RecentKey { what: remote, tgid, port }) {
         return;
     }
     let ring = match flags & (endpoint::ETCD | endpoint::CLIENT) {
-        0 if accepted => Ring::Context,
-        0 => Ring::ContextNow,
+        0 if connects => Ring::ContextNow,
+        0 => Ring::Context,
         _ => Ring::Alerting,
     };
     let detail = if accepted { Detail::Nobody } else { Detail::Full };
-    emit::detailed(ring, kind::CONNECTION, hook::SOCKET_STATE, current(), detail, |record: *mut Connection| {
+    emit::detailed(ring, kind::CONNECTION, hook, current(), detail, |record: *mut Connection| {
         // SAFETY: `record` points to reserved ring-buffer memory; its addresses lie on 8-byte boundaries.
         unsafe {
             *(&raw mut (*record).local).cast::<[u64; 2]>() = local;
             *(&raw mut (*record).remote).cast::<[u64; 2]>() = remote;
             (*record).local_port = local_port;
             (*record).remote_port = remote_port;
-            (*record).act = if accepted { act::ACCEPT } else { act::CONNECT };
+            (*record).act = of;
             (*record).endpoint = flags;
             (*record).net_ns = net_ns;
         }

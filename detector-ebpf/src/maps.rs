@@ -5,8 +5,9 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
 };
 use detector_common::{
-    ENDPOINTS_MAX, EndpointKey, KernelOffsets, OURS_MAX, PROTECTED_MAX, RECENT_MAX, RecentKey, SANDBOXES_MAX,
-    SECRET_BITS, SECRETS_MAX, SERVERS_MAX, TRUSTED_MAX, WATCHED_MAX, WatchKey, hook, scratch, setting, syscall,
+    ENDPOINTS_MAX, EndpointKey, KernelOffsets, OURS_MAX, PROTECTED_MAX, RECENT_MAX, RUNTIMES_MAX, RecentKey,
+    SANDBOXES_MAX, SECRET_BITS, SECRETS_MAX, SERVERS_MAX, TRUSTED_MAX, WATCHED_MAX, WatchKey, hook, scratch, setting,
+    syscall,
 };
 
 /// Field offsets of the running kernel. Read-only once loaded, so the verifier sees constants.
@@ -69,9 +70,13 @@ pub static SECRET_WORDS: Array<[u64; SECRET_BITS as usize / 64]> = Array::with_m
 #[map]
 pub static ENDPOINTS: HashMap<EndpointKey, u32> = HashMap::with_max_entries(ENDPOINTS_MAX, 0);
 
-/// Thread groups of this node's API servers, whose own connections are reported.
+/// Thread groups whose connections are reported, and which of them ([`detector_common::server`]).
 #[map]
 pub static SERVERS: HashMap<u32, u32> = HashMap::with_max_entries(SERVERS_MAX, 0);
+
+/// Sockets by which container runtimes are asked, and directories of such: who connects is reported.
+#[map]
+pub static RUNTIMES: HashMap<WatchKey, u32> = HashMap::with_max_entries(RUNTIMES_MAX, 0);
 
 /// When what anybody may repeat at will was last reported.
 #[map]

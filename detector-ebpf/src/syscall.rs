@@ -9,7 +9,7 @@ use aya_ebpf::{
     programs::BtfTracePointContext,
 };
 use detector_common::{
-    ARG_PATH_MAX, PathCall, hook, kind, scratch, setting,
+    ARG_PATH_MAX, PathCall, hook, kind, scratch, setting, socket as socket_call,
     syscall::{self as class, TABLE, about},
     watch,
 };
@@ -96,6 +96,15 @@ pub fn sys_exit_guard(ctx: BtfTracePointContext) -> i32 {
         class::BPF => bpf::called(task, call.arg(0), call.arg(1), arg(&ctx, 1) as u32),
         class::PTRACE => ptrace::called(task, Some(call.arg(0)), call.arg(1) as u32),
         class::VM_WRITE => ptrace::called(task, None, call.arg(0) as u32),
+        class::CONNECT | class::SOCKET_CALL => {
+            let args = [call.arg(0), call.arg(1), call.arg(2)];
+            // `socketcall(3, {fd, ...})`. Of another call on that socket it is as true that it is connected.
+            let (what, fd) = match class {
+                class::CONNECT => (socket_call::CONNECT, args[0] as u32),
+                _ => (socket_call::ANY, user_word(args[1]) as u32),
+            };
+            socket::connected(task, what, fd, args);
+        }
         _ => {}
     }
     0
@@ -194,7 +203,7 @@ static ABOUT: [u8; 64] = {
             class::PATH | class::PATHS | class::PATH_AT | class::PATHS_AT | class::SYMLINK_AT => about::NAMES,
             class::MOUNT | class::MOVE_MOUNT => about::MOUNTS,
             class::WRITE_FD0 | class::WRITE_FD2 => about::WRITES,
-            class::SOCKET..=class::SOCKET_CALL => about::SOCKETS,
+            class::SOCKET | class::BIND => about::SOCKETS,
             class::NAMESPACES => about::NAMESPACES,
             _ => 0,
         };

@@ -253,6 +253,8 @@ pub fn hook_name(hook: u16) -> &'static str {
         hook::SIGNAL => "signal",
         hook::BPF => "bpf",
         hook::SYS_EXIT_GUARD => "syscall-guard",
+        hook::TCP_RECEIVE => "tcp-receive",
+        hook::UNIX_CONNECT => "unix-connect",
         _ => "unknown",
     }
 }

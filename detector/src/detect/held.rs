@@ -50,5 +50,6 @@ fn is_called(kind: ComponentKind, process: ProcessKey, context: &Context) -> boo
         ComponentKind::Etcd => name == "etcd",
         ComponentKind::ControllerManager => name == "kube-controller-manager",
         ComponentKind::Scheduler => name == "kube-scheduler",
+        ComponentKind::Runtime => matches!(name, "containerd" | "crio"),
     }
 }

@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use detector_common::{connection, kind};
+use detector_common::{connection, endpoint, kind};
 
 use crate::{
     alert::{Evidence, Severity},
@@ -38,7 +38,7 @@ impl Detector for PublicApi {
         let Some(Event::Connection(accepted)) = event.filter(|_| !context.is_older(record.time)) else {
             return Vec::new();
         };
-        if accepted.act != connection::ACCEPT {
+        if accepted.act != connection::ACCEPT || accepted.endpoint & endpoint::SERVER == 0 {
             return Vec::new();
         }
         let from = sense::ip(&accepted.remote);

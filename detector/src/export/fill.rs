@@ -265,14 +265,20 @@ fn kernel<'a>(row: &mut Row<'a>, event: &'a Event<'a>, context: &'a Context) {
                 wire::socket::CREATE => "create",
                 wire::socket::CONNECT => "connect",
                 wire::socket::BIND => "bind",
+                wire::socket::RUNTIME => "runtime",
                 _ => "any",
             };
-            let address = (socket.call != wire::socket::CREATE).then(|| pause::address(&socket.address));
+            let has_address = !matches!(socket.call, wire::socket::CREATE | wire::socket::RUNTIME);
+            let address = has_address.then(|| pause::address(&socket.address));
             row.detail = json_text(&json!({ "call": call, "args": socket.args, "address": address }));
             "socket"
         }
         Event::Connection(connection) => {
-            let act = if connection.act == wire::connection::ACCEPT { "accept" } else { "connect" };
+            let act = match connection.act {
+                wire::connection::ACCEPT => "accept",
+                wire::connection::RECEIVE => "receive",
+                _ => "connect",
+            };
             let local = sense::address(&connection.local, connection.local_port);
             let remote = sense::address(&connection.remote, connection.remote_port);
             row.detail = json_text(&json!({ "act": act, "local": local, "remote": remote }));

@@ -61,6 +61,8 @@ pub enum ComponentKind {
     Etcd,
     ControllerManager,
     Scheduler,
+    /// containerd, CRI-O.
+    Runtime,
 }
 
 /// An address of interest.
@@ -82,6 +84,10 @@ pub enum EndpointRole {
     ApiServer,
     /// This node's etcd serves clients there.
     Etcd,
+    /// This node's kubelet takes requests there.
+    Kubelet,
+    /// A container runtime serves sessions there.
+    Stream,
 }
 
 /// Who was connected to API servers when the kernel had begun to tell of new connections: with those, all connections are known.

@@ -435,6 +435,9 @@ impl Live {
     /// Looks for secrets and the control plane where that is due, tells what is new, and has the kernel report what concerns them.
     fn sense(&mut self, now: BootNs, out: &mut Vec<Record>) -> Result<(), LiveError> {
         let batch = self.sense.poll(now);
+        if batch.asked_changed {
+            self.kernel.runtimes(self.sense.asked())?;
+        }
         if batch.bodies.is_empty() {
             return Ok(());
         }

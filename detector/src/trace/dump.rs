@@ -230,7 +230,11 @@ fn more(event: &Event, raw: &[u8]) -> Value {
         }),
         Event::Socket(e) => json!({ "call": e.call, "args": e.args, "address": form::digits(&e.address) }),
         Event::Connection(e) => json!({
-            "act": if e.act == wire::connection::ACCEPT { "accept" } else { "connect" },
+            "act": match e.act {
+                wire::connection::ACCEPT => "accept",
+                wire::connection::RECEIVE => "receive",
+                _ => "connect",
+            },
             "local": sense::address(&e.local, e.local_port), "remote": sense::address(&e.remote, e.remote_port),
             "endpoint": e.endpoint, "net_ns": e.net_ns,
         }),

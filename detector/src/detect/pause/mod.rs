@@ -110,7 +110,9 @@ impl Pause {
     /// Something happened in a sandbox's cgroup.
     fn acted(&mut self, record: &Record, event: &Event, context: &Context) -> Option<Finding> {
         let interesting = match event {
-            Event::Exec(_) | Event::Fork(_) | Event::Socket(_) => true,
+            Event::Exec(_) | Event::Fork(_) => true,
+            // Of a connection to a container runtime the same is told as one of any.
+            Event::Socket(socket) => socket.call != detector_common::socket::RUNTIME,
             Event::Open(open) => open.event.watch & watch::SANDBOX != 0,
             _ => false,
         };

@@ -276,6 +276,26 @@ pub const HOOKS: &[Hook] = &[
         without: "who connects to the API server or to etcd, and whom this node's API server talks to, is not seen",
     },
     Hook {
+        name: "tcp-receive",
+        number: hook::TCP_RECEIVE,
+        role: Role::Context,
+        alerting: false,
+        attach: &[tracepoint("tcp_receive", "tcp_rcv_space_adjust", &["sock"])],
+        required: false,
+        needs: &[
+            HEADER[0],
+            HEADER[1],
+            HEADER[2],
+            HEADER[3],
+            "sock_family",
+            "sock_daddr",
+            "sock_rcv_saddr",
+            "sock_dport",
+            "sock_num",
+        ],
+        without: WITHOUT_REQUESTS,
+    },
+    Hook {
         name: "inode-change-set",
         number: hook::CTIME_SET,
         role: Role::Change,
@@ -529,6 +549,27 @@ pub const HOOKS: &[Hook] = &[
         without: "where a pause process connects to is not seen",
     },
     Hook {
+        name: "unix-connect",
+        number: hook::UNIX_CONNECT,
+        role: Role::Security,
+        alerting: false,
+        attach: security!("unix_connect" on "unix_stream_connect" ["sock", "sock", "sock"]),
+        required: false,
+        needs: &[
+            HEADER[0],
+            HEADER[1],
+            HEADER[2],
+            HEADER[3],
+            "unix_dentry",
+            "dentry_inode",
+            "dentry_parent",
+            "inode_ino",
+            "inode_sb",
+            "sb_dev",
+        ],
+        without: WITHOUT_REQUESTS,
+    },
+    Hook {
         name: "signal",
         number: hook::SIGNAL,
         role: Role::Context,
@@ -595,7 +636,8 @@ pub const HOOKS: &[Hook] = &[
             "x86_regs_di",
             "x86_regs_si",
         ],
-        without: "who uses the agent's own programs and maps, or traces it or kubelet, is not seen",
+        without: "who uses the agent's own programs and maps, or traces it or kubelet, where a pause process connects to, and \
+                  who asks a container runtime, is not seen",
     },
     Hook {
         name: "syscall",
@@ -637,6 +679,8 @@ pub const HOOKS: &[Hook] = &[
         without: "changes of manifests are found on a timer, and nobody is named",
     },
 ];
+
+const WITHOUT_REQUESTS: &str = "exec probes of pods that come from the API server are not told from kubectl exec";
 
 const WITHOUT_CHANGE: &str = "renames, links and writes through old descriptors are matched by the paths that callers \
                               passed: attribution is weaker, and path system calls cost more";

@@ -7,7 +7,8 @@ use aya::{
     maps::{Array, HashMap, MapData},
 };
 use detector_common::{
-    ENDPOINTS_MAX, EndpointKey, SECRET_BITS, SECRETS_MAX, SERVERS_MAX, WatchKey, secret_bit, setting,
+    ENDPOINTS_MAX, EndpointKey, RUNTIMES_MAX, SECRET_BITS, SECRETS_MAX, SERVERS_MAX, WatchKey, secret_bit, server,
+    setting,
 };
 
 use super::{Kernel, KernelError, Plain, map_error, set_setting, take};
@@ -20,10 +21,12 @@ pub(super) struct Maps {
     words: Array<MapData, [u64; WORDS]>,
     endpoints: HashMap<MapData, Plain<EndpointKey>, u32>,
     servers: HashMap<MapData, u32, u32>,
+    runtimes: HashMap<MapData, Plain<WatchKey>, u32>,
     /// What the kernel has.
     secrets_there: BTreeSet<InodeKey>,
     endpoints_there: BTreeMap<EndpointKey, u32>,
-    servers_there: BTreeSet<u32>,
+    servers_there: BTreeMap<u32, u32>,
+    runtimes_there: BTreeSet<InodeKey>,
 }
 
 impl Maps {
@@ -34,9 +37,11 @@ impl Maps {
             words: take(ebpf, "SECRET_WORDS")?.try_into().map_err(error("SECRET_WORDS"))?,
             endpoints: take(ebpf, "ENDPOINTS")?.try_into().map_err(error("ENDPOINTS"))?,
             servers: take(ebpf, "SERVERS")?.try_into().map_err(error("SERVERS"))?,
+            runtimes: take(ebpf, "RUNTIMES")?.try_into().map_err(error("RUNTIMES"))?,
             secrets_there: BTreeSet::new(),
             endpoints_there: BTreeMap::new(),
-            servers_there: BTreeSet::new(),
+            servers_there: BTreeMap::new(),
+            runtimes_there: BTreeSet::new(),
         })
     }
 }
@@ -70,15 +75,33 @@ impl Kernel {
         set_setting(&mut self.settings, setting::READS, reads)
     }
 
-    /// Reports connections from and to exactly these addresses, and those that these processes make; at most [`ENDPOINTS_MAX`]
-    /// and [`SERVERS_MAX`] of them.
+    /// Reports who connects to exactly these sockets, or to sockets in these directories; at most [`RUNTIMES_MAX`] of them.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn runtimes(&mut self, asked: &BTreeSet<InodeKey>) -> Result<(), KernelError> {
+        let maps = &mut self.sense;
+        let wanted: BTreeSet<InodeKey> = asked.iter().take(RUNTIMES_MAX as usize).copied().collect();
+        let error = |source| map_error("RUNTIMES", source);
+        for inode in maps.runtimes_there.difference(&wanted) {
+            maps.runtimes.remove(&Plain(super::key(inode))).map_err(error)?;
+        }
+        for inode in wanted.difference(&maps.runtimes_there) {
+            maps.runtimes.insert(Plain(super::key(inode)), 1, 0).map_err(error)?;
+        }
+        maps.runtimes_there = wanted;
+        Ok(())
+    }
+
+    /// Reports connections from and to exactly these addresses, and of these processes what their flags say
+    /// ([`detector_common::server`]); at most [`ENDPOINTS_MAX`] and [`SERVERS_MAX`] of them.
     ///
     /// # Errors
     /// When the maps cannot be written.
     pub fn endpoints(
         &mut self,
         endpoints: &BTreeMap<EndpointKey, u32>,
-        servers: &BTreeSet<u32>,
+        servers: &BTreeMap<u32, u32>,
     ) -> Result<(), KernelError> {
         let maps = &mut self.sense;
         let wanted: BTreeMap<EndpointKey, u32> =
@@ -91,16 +114,18 @@ impl Kernel {
             maps.endpoints.insert(Plain(*key), *flags, 0).map_err(error)?;
         }
         maps.endpoints_there = wanted;
-        let wanted: BTreeSet<u32> = servers.iter().take(SERVERS_MAX as usize).copied().collect();
+        let wanted: BTreeMap<u32, u32> =
+            servers.iter().take(SERVERS_MAX as usize).map(|(pid, flags)| (*pid, *flags)).collect();
         let error = |source| map_error("SERVERS", source);
-        for pid in maps.servers_there.difference(&wanted) {
+        for pid in maps.servers_there.keys().filter(|pid| !wanted.contains_key(pid)) {
             maps.servers.remove(pid).map_err(error)?;
         }
-        for pid in wanted.difference(&maps.servers_there) {
-            maps.servers.insert(*pid, 1, 0).map_err(error)?;
+        for (pid, flags) in wanted.iter().filter(|(pid, flags)| maps.servers_there.get(pid) != Some(*flags)) {
+            maps.servers.insert(*pid, *flags, 0).map_err(error)?;
         }
         maps.servers_there = wanted;
         let any = !self.sense.endpoints_there.is_empty() || !self.sense.servers_there.is_empty();
-        set_setting(&mut self.settings, setting::CONNECTIONS, any.into())
+        let listens = self.sense.servers_there.values().any(|flags| flags & server::LISTENS != 0);
+        set_setting(&mut self.settings, setting::CONNECTIONS, u32::from(any) | u32::from(listens) << 1)
     }
 }

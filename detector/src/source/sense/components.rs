@@ -13,7 +13,8 @@ use std::{
 use super::sockets;
 use crate::{
     argv::Argv,
-    record::{Component, ComponentKind, Endpoint, EndpointRole, ProcessKey},
+    record::{Component, ComponentKind, Endpoint, EndpointRole, InodeKey, ProcessKey},
+    source::root::Root,
 };
 
 /// Most processes that are believed in.
@@ -27,6 +28,8 @@ const ETCD_PORT: u16 = 2379;
 /// Where the controller manager and the scheduler tell of themselves unless they are told otherwise.
 const MANAGER_PORT: u16 = 10257;
 const SCHEDULER_PORT: u16 = 10259;
+/// Where containerd's shims listen, whatever its own directories are.
+const SHIMS: [&str; 1] = ["/run/containerd/s"];
 /// Where distributions that run everything in one process have their API server.
 const API_PORTS: [u16; 2] = [6443, 16443];
 
@@ -42,6 +45,8 @@ pub struct Process {
     net_ns: u32,
     /// It has the host's mounts.
     on_host: bool,
+    /// Paths that it listens on, as it named them.
+    unix: Vec<PathBuf>,
 }
 
 /// What runs here.
@@ -53,13 +58,14 @@ pub struct Found {
 
 /// What a program of this name may be.
 fn kinds(name: &str) -> &'static [ComponentKind] {
-    use ComponentKind::{ApiServer, ControllerManager, Etcd, Kubelet, Scheduler};
+    use ComponentKind::{ApiServer, ControllerManager, Etcd, Kubelet, Runtime, Scheduler};
     match name {
         "kubelet" => &[Kubelet],
         "kube-apiserver" => &[ApiServer],
         "kube-controller-manager" => &[ControllerManager],
         "kube-scheduler" => &[Scheduler],
         "etcd" => &[Etcd],
+        "containerd" | "crio" => &[Runtime],
         "k3s" | "kubelite" | "hyperkube" => &[Kubelet, ApiServer],
         _ => &[],
     }
@@ -92,17 +98,25 @@ impl Found {
             process.net_ns = net_ns;
             let listening = sockets::listening(&dir);
             for kind in process.kinds {
-                let serving: Vec<_> = listening.iter().filter(|at| process.serves(*kind, at.port())).collect();
+                let mut serving: Vec<_> = listening.iter().filter(|at| process.serves(*kind, at.port())).collect();
                 if serving.is_empty() {
                     continue;
                 }
                 process.proven.push(*kind);
                 let role = match kind {
-                    ComponentKind::Kubelet | ComponentKind::ControllerManager | ComponentKind::Scheduler => continue,
+                    ComponentKind::ControllerManager | ComponentKind::Scheduler => continue,
+                    ComponentKind::Kubelet => EndpointRole::Kubelet,
                     ComponentKind::ApiServer => EndpointRole::ApiServer,
                     ComponentKind::Etcd => EndpointRole::Etcd,
+                    ComponentKind::Runtime => EndpointRole::Stream,
                 };
+                if *kind == ComponentKind::Kubelet {
+                    serving = listening.iter().filter(|at| process.takes_requests(at.port())).collect();
+                }
                 found.endpoints.extend(serving.into_iter().flat_map(|at| endpoints(role, *at, net_ns, &dir)));
+            }
+            if process.proven.contains(&ComponentKind::Runtime) {
+                process.unix = sockets::listening_unix(&dir);
             }
         }
         found
@@ -115,6 +129,22 @@ impl Found {
             process.proven.iter().map(move |kind| Component { kind: *kind, process: key, net_ns: process.net_ns })
         });
         each.collect()
+    }
+
+    /// Sockets by which container runtimes are asked, and the directory where their shims have theirs.
+    pub fn asked(&self, proc: &Path) -> BTreeSet<InodeKey> {
+        let mut asked = BTreeSet::new();
+        for process in self.processes.iter().filter(|process| !process.unix.is_empty()) {
+            let dir = proc.join(process.pid.to_string());
+            let Ok(root) = Root::open(&dir.join("root"), dir.join("mountinfo")) else { continue };
+            let paths = process.unix.iter().map(PathBuf::as_path);
+            for path in paths.chain(SHIMS.iter().map(Path::new)) {
+                if let Ok((fd, stat)) = root.walk(path).target {
+                    asked.insert(root.inode(&fd, &stat));
+                }
+            }
+        }
+        asked
     }
 
     /// Kubelets that have the host's mounts: others' pods (a cluster in a container, on a developer's machine) are a node of their own.
@@ -150,6 +180,7 @@ impl Process {
         match kind {
             ComponentKind::Kubelet => KUBELET_PORTS.contains(&port) || self.flag("port") == Some(&port.to_string()),
             ComponentKind::ApiServer => alone || API_PORTS.contains(&port),
+            ComponentKind::Runtime => true,
             ComponentKind::Etcd => match self.flag("listen-client-urls") {
                 Some(urls) => urls.split(',').any(|url| url_port(url) == Some(port)),
                 None => port == ETCD_PORT,
@@ -159,6 +190,13 @@ impl Process {
                 self.flag("secure-port").map_or(port == usual, |told| told == port.to_string())
             }
         }
+    }
+
+    /// Whether a kubelet may be asked to execute something at this port: not at those that only tell, and in a process that is more than
+    /// a kubelet at the usual one.
+    fn takes_requests(&self, port: u16) -> bool {
+        let [usual, only_tell @ ..] = KUBELET_PORTS;
+        if self.kinds.len() == 1 { !only_tell.contains(&port) } else { port == usual }
     }
 
     /// A path on its command line, which may be relative to where it was started.
@@ -172,20 +210,25 @@ fn process(proc: &Path, pid: u32) -> Option<Process> {
     use std::io::Read as _;
     let dir = proc.join(pid.to_string());
     let exe = fs::read_link(dir.join("exe")).ok()?;
-    let kinds = kinds(exe.file_name()?.to_str()?.trim_end_matches(" (deleted)"));
-    if kinds.is_empty() {
+    let name = exe.file_name()?.to_str()?.trim_end_matches(" (deleted)");
+    if kinds(name).is_empty() {
         return None;
     }
     let mut bytes = Vec::new();
     fs::File::open(dir.join("cmdline")).ok()?.take(ARGS_MAX).read_to_end(&mut bytes).ok()?;
+    let args = Argv::from_kernel(&bytes).to_vec();
+    // k3s is the runtime too where it is called like it.
+    let called = args.first().and_then(|first| first.rsplit('/').next()).unwrap_or_default();
+    let kinds = if called == "containerd" { kinds(called) } else { kinds(name) };
     Some(Process {
         pid,
         start: start(&dir)?,
         kinds,
-        args: Argv::from_kernel(&bytes).to_vec(),
+        args,
         proven: Vec::new(),
         net_ns: 0,
         on_host: false,
+        unix: Vec::new(),
     })
 }
 
@@ -223,7 +266,7 @@ mod tests {
 
     fn called(args: &[&str], kinds: &'static [ComponentKind]) -> Process {
         let args = args.iter().map(|arg| (*arg).to_owned()).collect();
-        Process { pid: 1, start: 0, kinds, args, proven: Vec::new(), net_ns: 0, on_host: false }
+        Process { pid: 1, start: 0, kinds, args, proven: Vec::new(), net_ns: 0, on_host: false, unix: Vec::new() }
     }
 
     #[test]

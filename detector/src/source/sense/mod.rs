@@ -17,7 +17,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use detector_common::{EndpointKey, endpoint};
+use detector_common::{EndpointKey, endpoint, server};
 
 use crate::record::{
     Body, BootNs, Clients, ComponentKind, Components, Endpoint, EndpointRole, InodeKey, Secret, sense,
@@ -47,6 +47,8 @@ pub struct Batch {
     pub secrets_changed: bool,
     /// [`Sense::endpoints`] is.
     pub endpoints_changed: bool,
+    /// [`Sense::asked`] is.
+    pub asked_changed: bool,
 }
 
 /// The secrets and the control plane of this node, as last told.
@@ -60,6 +62,8 @@ pub struct Sense {
     components: Components,
     /// By containers' environments.
     apis: BTreeSet<SocketAddr>,
+    /// Sockets of container runtimes.
+    asked: BTreeSet<InodeKey>,
     look_at: BootNs,
     looked: BootNs,
 }
@@ -75,6 +79,7 @@ impl Sense {
             configs: secrets::Configs::default(),
             components: Components::default(),
             apis: BTreeSet::new(),
+            asked: BTreeSet::new(),
             look_at: if on { BootNs(0) } else { BootNs(u64::MAX) },
             looked: BootNs(0),
         }
@@ -146,6 +151,9 @@ impl Sense {
             net_ns: 0,
         });
         let endpoints: BTreeSet<Endpoint> = found.endpoints.iter().copied().chain(remote).collect();
+        let asked = found.asked(&self.proc);
+        batch.asked_changed = asked != self.asked;
+        self.asked = asked;
         let components = Components {
             components: found.components(),
             endpoints: endpoints.into_iter().take(ENDPOINTS_MAX).collect(),
@@ -177,9 +185,9 @@ impl Sense {
         serves.then(|| clients::look(&self.proc, endpoints))
     }
 
-    /// Addresses whose connections are to be reported, and the processes that are to be reported when they connect.
+    /// Addresses whose connections are to be reported, and the processes of whose connections more is to be.
     #[must_use]
-    pub fn endpoints(&self) -> (BTreeMap<EndpointKey, u32>, BTreeSet<u32>) {
+    pub fn endpoints(&self) -> (BTreeMap<EndpointKey, u32>, BTreeMap<u32, u32>) {
         let mut endpoints = BTreeMap::new();
         for found in &self.components.endpoints {
             // As the bytes stand in memory.
@@ -191,10 +199,24 @@ impl Sense {
                 EndpointRole::Api => endpoint::API,
                 EndpointRole::ApiServer => endpoint::API | endpoint::SERVER,
                 EndpointRole::Etcd => endpoint::ETCD,
+                EndpointRole::Kubelet => endpoint::KUBELET,
+                EndpointRole::Stream => endpoint::STREAM,
             };
         }
-        let servers = self.components.components.iter();
-        let servers = servers.filter(|found| found.kind == ComponentKind::ApiServer).map(|found| found.process.pid);
-        (endpoints, servers.collect())
+        let mut servers = BTreeMap::new();
+        for found in &self.components.components {
+            *servers.entry(found.process.pid).or_default() |= match found.kind {
+                ComponentKind::ApiServer => server::CONNECTS,
+                ComponentKind::Kubelet | ComponentKind::Runtime => server::LISTENS,
+                ComponentKind::Etcd => continue,
+            };
+        }
+        (endpoints, servers)
+    }
+
+    /// Sockets by which container runtimes are asked, and directories of such: who connects is to be reported.
+    #[must_use]
+    pub fn asked(&self) -> &BTreeSet<InodeKey> {
+        &self.asked
     }
 }

@@ -6,7 +6,7 @@ use std::{
     io::{BufRead as _, BufReader, Read as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::unix::fs::MetadataExt as _,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 /// Most descriptors of a process that are looked at.
@@ -52,6 +52,30 @@ pub fn connections(process: &Path, to: impl Fn(SocketAddr) -> bool) -> (Vec<(Con
         cut |= read >= TABLE_MAX;
     }
     (found, cut)
+}
+
+/// Paths on which a process itself listens for streams, but for those that only take events: shims connect there all day.
+pub fn listening_unix(process: &Path) -> Vec<PathBuf> {
+    const EVENTS: &str = ".ttrpc";
+    let sockets: BTreeSet<u64> = held(process).collect();
+    let mut found = Vec::new();
+    for (path, inode) in lines(&process.join("net/unix")).skip(1).filter_map(|line| unix_listener(&line)) {
+        if sockets.contains(&inode) && found.len() < LISTENING_MAX && !path.ends_with(EVENTS) {
+            found.push(PathBuf::from(path));
+        }
+    }
+    found
+}
+
+/// `num refcount protocol flags type state inode path`. `None` for one that does not listen, or is bound to no file.
+fn unix_listener(line: &str) -> Option<(String, u64)> {
+    const ACCEPTS: &str = "00010000";
+    let mut fields = line.split_ascii_whitespace();
+    let flags = fields.nth(3)?;
+    let inode = fields.nth(2)?.parse().ok()?;
+    // A path may hold spaces.
+    let path = line.get(line.find(" /")? + 1..)?;
+    (flags == ACCEPTS).then(|| (path.to_owned(), inode))
 }
 
 /// Addresses on which a process itself listens for TCP: sockets that it holds a descriptor of.
@@ -163,6 +187,25 @@ mod tests {
         assert_eq!(theirs, []);
         assert!(addresses(process).contains(&IpAddr::V4(Ipv4Addr::LOCALHOST)));
         assert!(net_ns(process).is_some_and(|inode| inode != 0));
+    }
+
+    #[test]
+    fn a_process_is_asked_where_its_own_sockets_listen_and_not_where_it_only_takes_events() {
+        let dir = tempfile::tempdir().unwrap();
+        let listen = |name: &str| std::os::unix::net::UnixListener::bind(dir.path().join(name)).unwrap();
+        let (_asked, _events) = (listen("a b.sock"), listen("a.sock.ttrpc"));
+        let found = listening_unix(Path::new("/proc/self"));
+        assert!(found.contains(&dir.path().join("a b.sock")), "{found:?}");
+        assert!(!found.iter().any(|path| path.ends_with("a.sock.ttrpc")), "{found:?}");
+        let connected = "0000000000000000: 00000003 00000000 00000000 0001 03 77 /run/x.sock";
+        assert_eq!(unix_listener(connected), None);
+        assert_eq!(
+            unix_listener(&connected.replacen("00000000 0001", "00010000 0001", 1)),
+            Some(("/run/x.sock".to_owned(), 77))
+        );
+        for bad in ["", "x", "0: 2 0 00010000 0001 01 9", "0: 2 0 00010000 0001 01 x /a"] {
+            assert_eq!(unix_listener(bad), None, "{bad}");
+        }
     }
 
     #[test]
