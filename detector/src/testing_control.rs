@@ -114,6 +114,11 @@ pub fn connect_from(actor: Actor, from: &str, to: &str, net_ns: u32) -> Bytes {
 
 /// This node's API server accepts a connection, in nobody's name.
 pub fn accept(from: &str, at: &str) -> Bytes {
+    accept_at(from, at, wire::endpoint::SERVER)
+}
+
+/// A connection to an address of interest is accepted.
+pub fn accept_at(from: &str, at: &str, endpoint: u32) -> Bytes {
     let [from, at]: [std::net::SocketAddr; 2] = [from, at].map(|text| text.parse().unwrap());
     let mut header = Actor::host(0, 0).header(kind::CONNECTION, hook::SOCKET_STATE);
     (header.cgroup, header.mnt_ns, header.pid_ns) = (0, 0, 0);
@@ -125,8 +130,40 @@ pub fn accept(from: &str, at: &str) -> Bytes {
             local_port: at.port(),
             remote_port: from.port(),
             act: connection::ACCEPT,
-            endpoint: wire::endpoint::SERVER,
+            endpoint,
             net_ns: 9,
+        },
+        &[],
+    )
+}
+
+/// A process is sent something over a connection that it has accepted.
+pub fn receive(actor: Actor, from: &str, at: &str, endpoint: u32) -> Bytes {
+    let [from, at]: [std::net::SocketAddr; 2] = [from, at].map(|text| text.parse().unwrap());
+    raw(
+        &wire::Connection {
+            header: actor.header(kind::CONNECTION, hook::TCP_RECEIVE),
+            local: sense::octets(at.ip()),
+            remote: sense::octets(from.ip()),
+            local_port: at.port(),
+            remote_port: from.port(),
+            act: connection::RECEIVE,
+            endpoint,
+            net_ns: 9,
+        },
+        &[],
+    )
+}
+
+/// A process connects to a socket by which a container runtime is asked.
+pub fn ask_runtime(actor: Actor) -> Bytes {
+    raw(
+        &wire::Socket {
+            header: actor.header(kind::SOCKET, hook::UNIX_CONNECT),
+            call: wire::socket::RUNTIME,
+            args: [25, 7, 0],
+            address: [0; wire::ADDRESS_MAX],
+            zero: 0,
         },
         &[],
     )

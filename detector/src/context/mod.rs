@@ -7,6 +7,7 @@ pub mod container;
 pub mod image;
 pub mod process;
 pub mod program;
+pub mod requests;
 pub mod sense;
 pub mod standing;
 pub mod static_pods;
@@ -52,6 +53,7 @@ pub struct Context {
     begins: Option<String>,
     pub sense: sense::Sense,
     pub clients: Clients,
+    pub requests: requests::Requests,
 }
 
 impl Context {
@@ -95,6 +97,7 @@ impl Context {
             Body::Components(components) => self.components(components),
             _ => {}
         }
+        self.requested(time, body, event);
         let Some(event) = event else { return };
         match event {
             Event::Cgroup { event, path } => self.cgroups.insert(event.id, path),

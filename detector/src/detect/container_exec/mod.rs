@@ -4,6 +4,9 @@
 //! another way: through the runtime (kubectl exec, crictl exec, docker exec), by `nsenter`, by `setns`, by being moved into the
 //! cgroup. Names of programs decide nothing but the words for the way. One entry is one finding, whatever it runs later.
 
+mod own;
+#[cfg(test)]
+mod own_tests;
 mod pending;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -11,11 +14,10 @@ mod way;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use detector_common::kind;
+use detector_common::{ARGV_TRUNCATED, kind};
 
 use crate::{
     alert::{Evidence, Severity},
-    argv::Argv,
     context::{
         Context,
         container::{Container, Namespace, Namespaces},
@@ -26,6 +28,7 @@ use crate::{
     record::{Body, BootNs, ContainerRole, ProcessKey, ProcessSeed, Record},
 };
 
+use own::{Command, Own, Whose};
 use pending::{Group, Pending};
 use way::Way;
 
@@ -43,7 +46,9 @@ pub struct ContainerExec {
     told: BTreeMap<ProcessKey, String>,
     told_order: VecDeque<ProcessKey>,
     /// Probes told once for each container and command.
-    probed: BTreeSet<(String, Vec<String>)>,
+    probed: BTreeSet<Command>,
+    /// What kubelet does by itself, as far as no manifest tells.
+    own: Own,
 }
 
 impl Detector for ContainerExec {
@@ -56,7 +61,14 @@ impl Detector for ContainerExec {
             Body::Process(seed) => self.was_there(seed, context),
             Body::Tick => {
                 let late = self.pending.late(record.time, |group| is_monitors(group, context));
-                return late.into_iter().filter_map(|group| self.without_exec(record, &group, context)).collect();
+                let late = late.into_iter().filter_map(|group| self.without_exec(record, &group, context));
+                let mut told: Vec<_> = late.collect();
+                for (command, finding) in self.own.decided(record.time, context) {
+                    if command.is_none_or(|command| finding.severity > Severity::Low || self.first_probe(command)) {
+                        told.push(finding);
+                    }
+                }
+                return told;
             }
             _ => {}
         }
@@ -174,7 +186,8 @@ impl ContainerExec {
             Way::Cri if exec.event.tty[0] == 0 => context.static_pods.probe(container, &exec.argv),
             _ => None,
         };
-        if probe.is_some() && !self.first_probe(container, &exec.argv) {
+        let command = || (container.info.id.clone(), exec.argv.to_vec());
+        if probe.is_some() && !self.first_probe(command()) {
             return None;
         }
         let mut evidence = group.map(|group| group.evidence).unwrap_or_default();
@@ -192,8 +205,32 @@ impl ContainerExec {
             None => format!("Exec into {}: {what}", place(container)),
         };
         let interactive = exec.event.tty[0] != 0;
-        let (severity, reasons) = judge(&way, probe, interactive, actor, container, context);
-        Some(finding(record.time, severity, title, reasons, actor, container, evidence))
+        let (severity, mut reasons) = judge(&way, probe, interactive, actor, container, context);
+        let began = if way == Way::Cri && probe.is_none() { own::began(actor, container, context) } else { None };
+        let whose = began.map(|began| {
+            if interactive {
+                self.own.claim(began, context);
+                return (began, None, Whose::Anybodys(None));
+            }
+            let command = (exec.event.flags & ARGV_TRUNCATED == 0).then(command);
+            let whose = self.own.whose(began, command.as_ref(), context);
+            (began, command, whose)
+        });
+        match whose {
+            Some((_, _, Whose::Known)) => None,
+            Some((began, command, Whose::Later { own })) => {
+                let high = finding(record.time, severity, title, reasons, actor, container, evidence.clone());
+                let title = format!("kubelet runs a probe or life-cycle hook of {}: {what}", place(container));
+                let why = "nobody had asked kubelet or the container runtime for it".to_owned();
+                let low = finding(record.time, Severity::Low, title, vec![why], actor, container, evidence);
+                self.own.hold(own, began, command, [low, high], record.time)
+            }
+            Some((_, _, Whose::Anybodys(why))) => {
+                reasons.extend(why);
+                Some(finding(record.time, severity, title, reasons, actor, container, evidence))
+            }
+            None => Some(finding(record.time, severity, title, reasons, actor, container, evidence)),
+        }
     }
 
     /// Processes that got in and executed nothing there: they do what they do by themselves.
@@ -282,11 +319,11 @@ impl ContainerExec {
     }
 
     /// Whether this probe of this container is seen for the first time.
-    fn first_probe(&mut self, container: &Container, argv: &Argv) -> bool {
+    fn first_probe(&mut self, command: Command) -> bool {
         while self.probed.len() >= TOLD_MAX {
             self.probed.pop_first();
         }
-        self.probed.insert((container.info.id.clone(), argv.to_vec()))
+        self.probed.insert(command)
     }
 }
 

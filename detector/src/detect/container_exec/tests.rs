@@ -7,8 +7,8 @@ use crate::{
 use detector_common::Shared;
 
 const POD_SHARED: Shared = Shared { net: 501, ipc: 502, uts: 503, cgroup: 0, user: 0 };
-const HOST: Shared = Shared { net: 0, ipc: 0, uts: 0, cgroup: 0, user: 0 };
-const SHELL: Actor = Actor { pid: 50, start: 10, cgroup: 1, mnt_ns: HOST_MNT, pid_ns: HOST_PID };
+pub(super) const HOST: Shared = Shared { net: 0, ipc: 0, uts: 0, cgroup: 0, user: 0 };
+pub(super) const SHELL: Actor = Actor { pid: 50, start: 10, cgroup: 1, mnt_ns: HOST_MNT, pid_ns: HOST_PID };
 pub(crate) const SHIM: Actor = Actor { pid: 200, start: 20, cgroup: 1, mnt_ns: HOST_MNT, pid_ns: HOST_PID };
 const PAUSE: Actor = Actor { pid: 210, start: 21, cgroup: 900, mnt_ns: 61, pid_ns: 71 };
 pub(crate) const APP: Actor = Actor { pid: 220, start: 22, cgroup: 901, mnt_ns: 62, pid_ns: 72 };
@@ -48,7 +48,20 @@ pub(crate) fn start(stream: &mut Stream, init: Actor, info: ContainerInfo, exe: 
 
 /// `argv` is executed in `app` as the runtime does it for the CRI. `exec_id` tells the CRI from others.
 pub(crate) fn runtime_exec(stream: &mut Stream, by: Actor, pid: u32, exec_id: &str, argv: &[&str], tty: &str) -> Actor {
-    let runc = Actor { cgroup: by.cgroup, mnt_ns: HOST_MNT, pid_ns: HOST_PID, pid, start: 110 };
+    runtime_exec_since(110, stream, by, pid, exec_id, argv, tty)
+}
+
+/// The same, by processes that begin so many seconds after boot.
+pub(super) fn runtime_exec_since(
+    start: u64,
+    stream: &mut Stream,
+    by: Actor,
+    pid: u32,
+    exec_id: &str,
+    argv: &[&str],
+    tty: &str,
+) -> Actor {
+    let runc = Actor { cgroup: by.cgroup, mnt_ns: HOST_MNT, pid_ns: HOST_PID, pid, start };
     let file = format!("/run/bundles/app-id/{exec_id}.pid");
     stream.kernel(testing::fork(by, runc));
     let line = ["runc", "--root", "/run/runc", "exec", "--pid-file", &file, "app-id"];
@@ -59,7 +72,7 @@ pub(crate) fn runtime_exec(stream: &mut Stream, by: Actor, pid: u32, exec_id: &s
     stream.kernel(testing::cgroup_move(runc, init, APP.cgroup));
     stream.kernel(testing::namespaces(init, APP.mnt_ns, APP.pid_ns, POD_SHARED));
     let inside = Actor { pid: pid + 2, ..APP };
-    let inside = Actor { start: 110, ..inside };
+    let inside = Actor { start, ..inside };
     stream.kernel(testing::fork(Actor { cgroup: APP.cgroup, mnt_ns: APP.mnt_ns, ..init }, inside));
     stream.kernel(testing::exit(init));
     stream.kernel(testing::exec_in(inside, runc, argv[0], argv, POD_SHARED, 17, tty));
@@ -148,7 +161,7 @@ pub(crate) fn cri_id() -> String {
     "ab".repeat(32)
 }
 
-fn alerts(stream: &mut Stream) -> Vec<Alert> {
+pub(super) fn alerts(stream: &mut Stream) -> Vec<Alert> {
     // Whatever is on its way for too long is told by now.
     for _ in 0..15 {
         stream.wait(SECOND);
@@ -160,7 +173,7 @@ fn alerts(stream: &mut Stream) -> Vec<Alert> {
 }
 
 #[track_caller]
-fn only(stream: &mut Stream) -> Alert {
+pub(super) fn only(stream: &mut Stream) -> Alert {
     let mut alerts = alerts(stream);
     assert_eq!(alerts.len(), 1, "{alerts:#?}");
     let alert = alerts.remove(0);

@@ -132,7 +132,8 @@ pub fn of(process: ProcessKey, group: Option<&Group>, kinds: &[Namespace], conte
     Way::Namespaces(kinds, group.map(|group| base(&group.by).to_owned()))
 }
 
-fn is_monitor(process: &ProcessState) -> bool {
+/// Whether a process looks after containers for a runtime, by its name.
+pub fn is_monitor(process: &ProcessState) -> bool {
     let name = base(&process.program.exe);
     name.starts_with("containerd-shim") || name.starts_with("conmon") || name.starts_with("docker-containerd-shim")
 }
