@@ -68,6 +68,14 @@ enum Task {
     /// Fetch and build what the node and the machines of the tests need
     #[command(hide = true)]
     Prepare,
+    /// A client of the CRI: connects, waits for a line, has a container execute a command, and says what that said
+    #[command(hide = true)]
+    NodeExecSync {
+        socket: PathBuf,
+        container: String,
+        #[arg(trailing_var_arg = true)]
+        command: Vec<String>,
+    },
     /// What upgrades static pods on a benign day
     #[command(hide = true)]
     NodeUpgrade { manifests: PathBuf, work: PathBuf, version: String },
@@ -99,6 +107,7 @@ fn main() -> ExitCode {
         Task::Node(options) => node::node(&options),
         Task::NodeAct { what, pid } => node::act::act(what, pid),
         Task::Prepare => node::prepare().and_then(|()| vm::prepare_some()),
+        Task::NodeExecSync { socket, container, command } => node::exec_sync(&socket, &container, &command),
         Task::NodeUpgrade { manifests, work, version } => node::upgrade(&manifests, &work, &version),
         Task::Loop { what, count, dir, samples } => bench::loops::run(what, count, &dir, samples),
     };

@@ -133,6 +133,35 @@ struct ContainerStatus {
     exit_code: i32,
 }
 
+#[derive(Clone, PartialEq, prost::Message)]
+struct ExecSyncRequest {
+    #[prost(string, tag = "1")]
+    container_id: String,
+    #[prost(string, repeated, tag = "2")]
+    cmd: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ExecSyncResponse {
+    #[prost(bytes = "vec", tag = "1")]
+    stdout: Vec<u8>,
+}
+
+/// Connects, waits for a line on standard input, has a container execute a command, and prints what that said.
+///
+/// # Errors
+/// When the runtime refuses.
+pub fn exec_sync(socket: &Path, container: &str, command: &[String]) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (mut cri, _) = runtime.block_on(Cri::connect(socket))?;
+    println!("connected");
+    std::io::stdin().read_line(&mut String::new())?;
+    let request = ExecSyncRequest { container_id: container.to_owned(), cmd: command.to_vec() };
+    let said: ExecSyncResponse = runtime.block_on(cri.call("RuntimeService/ExecSync", request))?;
+    println!("{}", String::from_utf8_lossy(&said.stdout).trim_end());
+    Ok(())
+}
+
 /// `ContainerState`: it has ended.
 const EXITED: i32 = 2;
 

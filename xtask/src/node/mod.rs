@@ -34,6 +34,7 @@ use crate::{
 use daemons::{Node, place};
 use scenario::Scenario;
 
+pub use cri::exec_sync;
 pub use scenario::act;
 pub use upgrade::upgrade;
 

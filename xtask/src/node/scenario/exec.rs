@@ -84,7 +84,7 @@ pub fn kubelet_run(node: &mut Node, _: &Options, checks: &mut Checks) -> anyhow:
 }
 
 /// Runs a command in a pod through kubelet's debugging endpoint.
-fn kubelet_runs(pod: &str, command: &str) -> anyhow::Result<()> {
+pub(super) fn kubelet_runs(pod: &str, command: &str) -> anyhow::Result<()> {
     let url = format!("https://127.0.0.1:10250/run/{NAMESPACE}/{pod}-{NAME}/app?cmd={command}");
     must_say(&text(curl(&["--request", "POST", &url]))?, "uid=0")
 }
@@ -107,7 +107,8 @@ pub fn kubelet_exec(node: &mut Node, _: &Options, checks: &mut Checks) -> anyhow
     Ok(())
 }
 
-fn kubelet_execs(pod: &str, tty: bool) -> anyhow::Result<()> {
+/// Runs `id` in a pod through kubelet's endpoint for sessions.
+pub(super) fn kubelet_execs(pod: &str, tty: bool) -> anyhow::Result<()> {
     let streams = if tty { "input=1&output=1&tty=1" } else { "output=1&error=1" };
     let url = format!("https://127.0.0.1:10250/exec/{NAMESPACE}/{pod}-{NAME}/app?command=id&{streams}");
     let headers = [

@@ -7,6 +7,7 @@ mod drill;
 mod exec;
 mod image;
 mod logs;
+mod own;
 mod pause;
 mod probe;
 mod static_pod;
@@ -63,6 +64,7 @@ pub const ALL: &[Scenario] = &[
     with_api("token", "a service account's token read and used by others", workload::token),
     with_api("operator-turned", "a workload with the API server's trust runs what it brought", workload::turned),
     with_api("drills", "drills that ask the API server, with kubeconfigs of every form", drill::drills),
+    with_api("own-execs", "probes and hooks of a pod from the API server, and sessions in one", own::own),
     with_api("audit-log-cleared", "the audit log rotated, truncated and removed", control_plane::audit_log_cleared),
 ];
 
