@@ -206,26 +206,25 @@ impl ContainerExec {
         };
         let interactive = exec.event.tty[0] != 0;
         let (severity, mut reasons) = judge(&way, probe, interactive, actor, container, context);
+        let whole = exec.event.flags & ARGV_TRUNCATED == 0;
         let began = if way == Way::Cri && probe.is_none() { own::began(actor, container, context) } else { None };
         let whose = began.map(|began| {
             if interactive {
                 self.own.claim(began, context);
-                return (began, None, Whose::Anybodys(None));
+                return (began, Whose::Anybodys(None));
             }
-            let command = (exec.event.flags & ARGV_TRUNCATED == 0).then(command);
-            let whose = self.own.whose(began, command.as_ref(), context);
-            (began, command, whose)
+            (began, self.own.whose(began, &command(), whole, context))
         });
         match whose {
-            Some((_, _, Whose::Known)) => None,
-            Some((began, command, Whose::Later { own })) => {
+            Some((_, Whose::Known)) => None,
+            Some((began, Whose::Later { own })) => {
                 let high = finding(record.time, severity, title, reasons, actor, container, evidence.clone());
                 let title = format!("kubelet runs a probe or life-cycle hook of {}: {what}", place(container));
                 let why = "nobody had asked kubelet or the container runtime for it".to_owned();
                 let low = finding(record.time, Severity::Low, title, vec![why], actor, container, evidence);
-                self.own.hold(own, began, command, [low, high], record.time)
+                self.own.hold(own, began, (command(), whole), [low, high], record.time)
             }
-            Some((_, _, Whose::Anybodys(why))) => {
+            Some((_, Whose::Anybodys(why))) => {
                 reasons.extend(why);
                 Some(finding(record.time, severity, title, reasons, actor, container, evidence))
             }

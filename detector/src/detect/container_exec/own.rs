@@ -52,7 +52,9 @@ struct Held {
     began: BootNs,
     /// Nobody had asked for it, as far as is known.
     own: bool,
-    command: Option<Command>,
+    command: Command,
+    /// All of its arguments are in it.
+    whole: bool,
     low: Finding,
     high: Finding,
 }
@@ -84,10 +86,10 @@ pub fn began(process: ProcessKey, container: &Container, context: &Context) -> O
 }
 
 impl Own {
-    /// An exec by the CRI, without a terminal; `command` is `None` when not all of it is known.
-    pub fn whose(&mut self, began: BootNs, command: Option<&Command>, context: &Context) -> Whose {
+    /// An exec by the CRI, without a terminal. Without all of its arguments (`whole`) a command is like another, and never known.
+    pub fn whose(&mut self, began: BootNs, command: &Command, whole: bool, context: &Context) -> Whose {
         let by = context.asked(began);
-        let known = command.and_then(|command| self.known.get(command));
+        let known = self.known.get(command).filter(|_| whole);
         match (by, known) {
             (By::Unasked | By::Unseen, _) => {}
             (By::Kubelet, None) => return Whose::Later { own: true },
@@ -95,7 +97,7 @@ impl Own {
             (_, Some(runs)) => {
                 let session = self.unclaimed(began, context).is_some() && !is_due(runs, began);
                 if !session {
-                    command.into_iter().for_each(|command| self.ran(command.clone(), began));
+                    self.ran(command.clone(), began);
                     return Whose::Known;
                 }
             }
@@ -143,7 +145,7 @@ impl Own {
         &mut self,
         own: bool,
         began: BootNs,
-        command: Option<Command>,
+        (command, whole): (Command, bool),
         [low, high]: [Finding; 2],
         now: BootNs,
     ) -> Option<Finding> {
@@ -151,7 +153,7 @@ impl Own {
             return Some(high);
         }
         let due = if own { now } else { BootNs(now.0.saturating_add(AGAIN_NS)) };
-        self.held.push(Held { due, began, own, command, low, high });
+        self.held.push(Held { due, began, own, command, whole, low, high });
         None
     }
 
@@ -165,14 +167,14 @@ impl Own {
                 decided.push((None, held.high));
                 continue;
             }
-            if let Some(command) = held.command.clone() {
-                self.ran(command, held.began);
+            if held.whole {
+                self.ran(held.command.clone(), held.began);
             }
-            decided.push((held.command, held.low));
+            decided.push((Some(held.command), held.low));
         }
         for held in early {
-            if held.command.as_ref().is_some_and(|command| self.known.contains_key(command)) {
-                decided.push((held.command, held.low));
+            if held.whole && self.known.contains_key(&held.command) {
+                decided.push((Some(held.command), held.low));
             } else if held.due <= now {
                 decided.push((None, held.high));
             } else {

@@ -321,9 +321,9 @@ fn a_terminal_a_monitor_of_somebodys_own_and_a_command_too_long_to_know_are_anyb
     begin(&mut stream, fake, SHELL, "/tmp/containerd-shim-runc-v2");
     run_by(&mut stream, fake, &PROBE, "");
     assert!(only(&mut stream).severity >= Severity::Medium);
-    // Of which the end is another's, maybe, while somebody asks.
+    // Its end is another's, maybe, while somebody asks. Told once, while nobody does.
     let mut stream = served();
-    for asked in [false, true] {
+    for asked in [false, false, true] {
         if asked {
             stream.kernel(control::receive(KUBELET, "10.0.0.9:50000", "10.0.0.5:10250", endpoint::KUBELET));
         }

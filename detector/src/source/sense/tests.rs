@@ -59,6 +59,72 @@ impl Node {
         fs::write(dir.join("cmdline"), args.join("\0") + "\0").unwrap();
         fs::write(dir.join("stat"), format!("{pid} (a) b) S {}", "1 ".repeat(30))).unwrap();
     }
+
+    /// A process listens on these ports of 127.0.0.1 and at these paths, in the host's network namespace.
+    fn listens(&self, pid: u32, ports: &[u16], paths: &[&str]) {
+        let (host, dir) = (self.proc().join("1/ns/net"), self.proc().join(pid.to_string()));
+        if !host.exists() {
+            fs::write(&host, "").unwrap();
+        }
+        fs::hard_link(&host, dir.join("ns/net")).unwrap();
+        fs::create_dir(dir.join("fd")).unwrap();
+        fs::create_dir(dir.join("net")).unwrap();
+        let (mut tcp, mut unix) = (String::from("sl\n"), String::from("Num\n"));
+        for (inode, port) in (1000..).zip(ports) {
+            symlink(format!("socket:[{inode}]"), dir.join(format!("fd/{inode}"))).unwrap();
+            tcp += &format!("0: 0100007F:{port:04X} 00000000:0000 0A 0:0 00:0 0 0 0 {inode} 1\n");
+        }
+        for (inode, path) in (2000..).zip(paths) {
+            symlink(format!("socket:[{inode}]"), dir.join(format!("fd/{inode}"))).unwrap();
+            unix += &format!("0: 00000002 00000000 00010000 0001 01 {inode} {path}\n");
+            self.file(path, "");
+        }
+        fs::write(dir.join("net/tcp"), tcp).unwrap();
+        fs::write(dir.join("net/unix"), unix).unwrap();
+    }
+}
+
+#[test]
+fn a_kubelet_and_its_runtime_are_found_where_they_are_asked_and_not_where_they_only_tell() {
+    let node = Node::new();
+    node.file("/run/containerd/s/shim", "");
+    node.process(40, "/usr/bin/containerd", &["containerd"]);
+    node.listens(40, &[40001], &["/run/containerd/containerd.sock", "/run/containerd/containerd.sock.ttrpc"]);
+    node.process(41, "/usr/bin/kubelet", &["kubelet"]);
+    node.listens(41, &[10250, 10255, 10248], &[]);
+    // k3s is the runtime too where it is called like it, and more than a kubelet where it is not.
+    node.process(42, "/var/lib/rancher/k3s/data/0/bin/k3s", &["containerd", "-c", "x.toml"]);
+    node.listens(42, &[40002], &["/run/k3s/containerd/containerd.sock"]);
+    node.process(43, "/usr/local/bin/k3s", &["/usr/local/bin/k3s", "server"]);
+    node.listens(43, &[10250, 6443, 10249], &[]);
+    // One that nobody can speak to over TCP is not known to be one.
+    node.process(44, "/usr/bin/crio", &["crio"]);
+    node.listens(44, &[], &["/run/crio/crio.sock"]);
+    let mut sense = Sense::new(&node.proc(), true);
+    let batch = sense.poll(BootNs(1));
+    let Some(Body::Components(told)) = batch.bodies.last() else { panic!("{batch:?}") };
+    let found: Vec<_> = told.components.iter().map(|found| (found.process.pid, found.kind)).collect();
+    let (kubelet, runtime) = (ComponentKind::Kubelet, ComponentKind::Runtime);
+    assert_eq!(found, [(40, runtime), (41, kubelet), (42, runtime), (43, kubelet), (43, ComponentKind::ApiServer)]);
+    let at = |role| told.endpoints.iter().filter(move |at| at.role == role).map(|at| at.port).collect::<Vec<_>>();
+    assert_eq!(at(EndpointRole::Stream), [40001, 40002]);
+    assert_eq!(at(EndpointRole::Kubelet), [10250]);
+    let (endpoints, servers) = sense.endpoints();
+    let flags: Vec<_> = endpoints.iter().map(|(key, flags)| (key.port, *flags)).collect();
+    for wanted in [(10250, endpoint::KUBELET), (40001, endpoint::STREAM), (40002, endpoint::STREAM)] {
+        assert!(flags.contains(&wanted), "{flags:?}");
+    }
+    let both = server::LISTENS | server::CONNECTS;
+    let wanted = [(40, server::LISTENS), (41, server::LISTENS), (42, server::LISTENS), (43, both)];
+    assert_eq!(servers.into_iter().collect::<Vec<_>>(), wanted);
+    let inode = |path: &str| {
+        use std::os::unix::fs::MetadataExt as _;
+        fs::metadata(node.root().join(path)).unwrap().ino()
+    };
+    let asked: BTreeSet<_> = sense.asked().iter().map(|inode| inode.ino).collect();
+    let wanted = ["run/containerd/containerd.sock", "run/k3s/containerd/containerd.sock", "run/containerd/s"];
+    assert_eq!(asked, wanted.map(inode).into());
+    assert!(batch.asked_changed && !sense.poll(BootNs(SLOW + 1)).asked_changed);
 }
 
 fn secrets(batch: &Batch) -> Vec<(SecretKind, String, Option<String>, bool)> {
