@@ -100,7 +100,9 @@ impl Context {
             (Body::Clients(found), _) => self.found(found, record),
             (Body::Loss(loss), _) if loss.hook == hook_name(hook::SOCKET_STATE) => self.clients.complete = false,
             (Body::Audit(event), _) => self.arrived(event.sources.last().copied()),
-            (_, Some(Event::Connection(made))) if made.act == connection::ACCEPT => {
+            (_, Some(Event::Connection(made)))
+                if made.act == connection::ACCEPT && made.endpoint & endpoint::SERVER != 0 =>
+            {
                 self.arrived(Some(sense::ip(&made.remote)));
             }
             (_, Some(Event::Connection(made))) if made.endpoint & endpoint::API != 0 => {
@@ -209,7 +211,7 @@ impl Context {
                 begins(&["system:kube-controller-manager", "system:serviceaccount:kube-system:"])
             }
             ComponentKind::Scheduler => begins(&["system:kube-scheduler"]),
-            ComponentKind::Etcd => true,
+            ComponentKind::Etcd | ComponentKind::Runtime => true,
         }
     }
 }

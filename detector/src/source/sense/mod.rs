@@ -208,7 +208,7 @@ impl Sense {
             *servers.entry(found.process.pid).or_default() |= match found.kind {
                 ComponentKind::ApiServer => server::CONNECTS,
                 ComponentKind::Kubelet | ComponentKind::Runtime => server::LISTENS,
-                ComponentKind::Etcd => continue,
+                ComponentKind::Etcd | ComponentKind::ControllerManager | ComponentKind::Scheduler => continue,
             };
         }
         (endpoints, servers)
