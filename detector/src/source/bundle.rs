@@ -248,7 +248,7 @@ fn bundle_argument<'a>(argv: impl Iterator<Item = &'a str>) -> Option<PathBuf> {
 
 fn read_config(path: &Path) -> Result<Config, BundleError> {
     let error = |error| BundleError::Read { path: path.to_owned(), error };
-    let file = File::open(path).map_err(error)?;
+    let mut file = File::open(path).map_err(error)?;
     let metadata = file.metadata().map_err(error)?;
     if !metadata.is_file() {
         return Err(error(io::Error::other("not a regular file")));
@@ -256,9 +256,9 @@ fn read_config(path: &Path) -> Result<Config, BundleError> {
     if metadata.len() > CONFIG_MAX {
         return Err(BundleError::Large(path.to_owned()));
     }
-    let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0));
-    // As long as it was: runtimes write it before they begin, and asking for its end is a call more.
-    file.take(metadata.len()).read_to_end(&mut bytes).map_err(error)?;
+    let mut bytes = vec![0; usize::try_from(metadata.len()).unwrap_or(0)];
+    // In one call, as long as it was: runtimes write it before they begin.
+    file.read_exact(&mut bytes).map_err(error)?;
     Config::parse(&bytes).map_err(|error| BundleError::Parse { path: path.to_owned(), error })
 }
 
