@@ -88,6 +88,7 @@ measure() {
 beside() {
     name=$1
     shift
+    : >/tmp/said
     "$@" >/dev/null 2>/tmp/said &
     until grep -q '^ready' /tmp/said; do
         kill -0 $! 2>/dev/null || { cat /tmp/said; return 1; }
@@ -115,8 +116,9 @@ costs() {
 # What the picture in the README shows.
 scene() {
     hostname node-1
-    mkdir -p /etc/kubernetes/manifests /usr/bin
-    # Programs of their own names, as on a node.
+    mkdir -p /etc/kubernetes/manifests /usr/bin /disk/bin
+    # Programs of their own names and on a disk, as on a node: one that lies in memory is a finding in a container.
+    mount --bind /disk/bin /usr/bin
     for program in sh cp; do cp /bin/busybox /usr/bin/$program; done
     cp /suite/detector /usr/bin/detector
     cat >/tmp/web.yaml <<'POD'
@@ -133,8 +135,12 @@ spec:
   volumes: [{name: node, hostPath: {path: /}}]
 POD
     printf '\033[32m$\033[0m sudo detector run\n'
+    : >/tmp/said
     /usr/bin/detector run --no-cri 2>/tmp/said &
-    until grep -q '^ready' /tmp/said; do sleep 0.1; done
+    until grep -q '^ready' /tmp/said; do
+        kill -0 $! 2>/dev/null || { cat /tmp/said; return 1; }
+        sleep 0.1
+    done
     # An emulated machine is slow: what it takes here to be ready says nothing.
     grep '^watching: /etc/kubernetes/manifests' /tmp/said
     echo
@@ -142,6 +148,7 @@ POD
     sleep 2
     /usr/bin/detector drill container-exec --no-cri >/tmp/drill 2>&1
     status=$?
+    [ $status = 0 ] || cat /tmp/drill
     sleep 1
     kill $!
     wait $!
