@@ -52,7 +52,7 @@ says() { journalctl --quiet -o cat -u detector | grep -q -- "$1"; }
 
 # Everything on the disk that a package may leave behind.
 files() {
-    find / -xdev \( -path /var/lib/dpkg -o -path /var/log -o -path /var/cache -o -path /tmp -o -path /var/tmp \) -prune \
+    find / -xdev \( -path /var/lib/dpkg -o -path /var/log -o -path /var/cache -o -path /tmp -o -path /var/tmp -o -path /var/backups \) -prune \
         -o -print | sort
 }
 
@@ -203,18 +203,21 @@ absent_journal() {
     systemctl start systemd-journald.socket systemd-journald-dev-log.socket systemd-journald.service
     soon told without-journal || return
     [ "$(shown MainPID)" = "$pid" ] || { echo "it was $pid, is $(shown MainPID)"; return 1; }
+    # What it says beside alerts went away with that journal.
+    systemctl restart detector
 }
 
 reloaded() {
     pid=$(shown MainPID)
     systemctl reload detector || return
     soon says '^config: read again, nothing has changed' || return
-    cp $config $work/config.yaml
-    sed -i "s|^outputs: .*|outputs: ['journald:', 'file:///var/lib/detector/alerts.json']|" $config
-    cat >>$config <<'EXCEPTION'
+    # At once: it would be read half way.
+    sed "s|^outputs: .*|outputs: ['journald:', 'file:///var/lib/detector/alerts.json']|" $config >$config.new
+    cat >>$config.new <<'EXCEPTION'
 exceptions:
 - {name: tried, reason: told nobody, expires: 2099-01-01T00:00:00Z, path: /etc/kubernetes/manifests/quiet.yaml}
 EXCEPTION
+    mv $config.new $config
     systemctl reload detector || return
     soon says '^config: read again, in force from now on' || return
     plant quiet
@@ -258,15 +261,6 @@ stopped() {
     entry '' '.DETECTOR_TECHNIQUE == "detector-tampering" and (.MESSAGE | contains("is sent SIGSTOP"))' ||
         { echo "who stopped it is not told"; return 1; }
     planted_is_told after-watchdog
-}
-
-# One that does not react is killed.
-frozen() {
-    dropin "$(printf 'WatchdogSec=6s\nTimeoutStopSec=4s')"
-    pid=$(shown MainPID)
-    echo 1 >/sys/fs/cgroup"$(shown ControlGroup)"/cgroup.freeze
-    soon started_again || return
-    planted_is_told after-freezing
 }
 
 killed() {
@@ -333,8 +327,8 @@ benign() {
         sort | uniq -c
 }
 
-mkdir -p $dir
 files >$work/before
+mkdir -p $dir
 check "installed, enabled, started" installed
 check "the sandbox that the unit asks for" sandbox
 check "what the process has left" confined
@@ -347,15 +341,16 @@ check "a journal that is away" absent_journal
 check "reloaded" reloaded
 check "a wrong configuration" wrong_configuration
 check "a stopped agent" stopped
-check "a frozen agent" frozen
 check "a killed agent" killed
 check "upgraded over an edited configuration" upgraded
 check "ended" ended
 check "no system call is refused" unrefused
 benign
-rm -r $dir
+rm -r /etc/kubernetes
 check "removed" removed
 check "purged" purged
 echo "verdict $status"
 sync
+# The line is slow.
+sleep 1
 systemctl poweroff --force --force
