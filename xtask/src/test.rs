@@ -56,9 +56,6 @@ pub fn test() -> anyhow::Result<()> {
     let started = Instant::now();
     vm::vm(&vm::Options::some()).map_err(|error| error.context("step `virtual machines` failed"))?;
     took.push(format!("virtual machines {:.0} s", started.elapsed().as_secs_f64()));
-    let started = Instant::now();
-    vm::systemd().map_err(|error| error.context("step `package under systemd` failed"))?;
-    took.push(format!("package under systemd {:.0} s", started.elapsed().as_secs_f64()));
     eprintln!("==> all passed: {}", took.join(", "));
     Ok(())
 }

@@ -93,7 +93,7 @@ fn prepare() -> anyhow::Result<(kernels::Kernel, PathBuf)> {
 }
 
 /// A disk with a Debian 12 that does what `/media/systemd.sh` says; made when it is not there, or another one is.
-pub fn debian(place: &Path) -> anyhow::Result<PathBuf> {
+fn debian(place: &Path) -> anyhow::Result<PathBuf> {
     let (image, recipe) = (place.join("debian-12.ext4"), place.join("debian-12.recipe"));
     let wanted = format!("{PACKAGES}\n{LEFT_OUT:?}\n{UNIT}");
     if image.exists() && fs::read_to_string(&recipe).is_ok_and(|made| made == wanted) {
