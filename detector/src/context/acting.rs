@@ -35,6 +35,17 @@ impl Acting {
         }
     }
 
+    /// All of them as the source would tell of them again, but for the files' sizes.
+    pub fn iter(&self) -> impl Iterator<Item = ExecutedFile> {
+        self.files.iter().map(|(process, File { acted, sha256 })| ExecutedFile {
+            process: *process,
+            sha256: sha256.clone(),
+            size: 0,
+            unreadable: None,
+            acted: Some(*acted),
+        })
+    }
+
     /// A process has executed something.
     pub fn executes(&mut self, process: ProcessKey, time: BootNs) {
         if let Some(file) = self.files.get_mut(&process)

@@ -108,6 +108,7 @@ impl Standing {
         }
         // What happened before they were looked at must still count as older.
         seeds(context).into_iter().for_each(|seed| push(context.seeded, Body::Process(Box::new(seed))));
+        context.acting.iter().for_each(|file| push(now, Body::Executed(Box::new(file))));
         if let Some(watched) = &self.watched {
             push(now, Body::Watched(watched.clone()));
         }
@@ -173,6 +174,7 @@ mod tests {
     use super::*;
     use crate::{
         pipeline::Pipeline,
+        record::ExecutedFile,
         sink,
         testing::{self, Actor, DIR, FILE, POD, Stream, manifest},
     };
@@ -227,6 +229,36 @@ mod tests {
             },
         );
         assert!(alerts[0].contains("/bin/launcher") && alerts[0].contains("/sbin/init"), "{alerts:?}");
+    }
+
+    #[test]
+    fn digests_of_what_acted_come_along() {
+        let (shell, writer) = (Actor::host(50, 10), Actor::host(60, 90));
+        let plants = |stream: &mut Stream| {
+            let since = stream.now();
+            stream.kernel(testing::open(writer, FILE, DIR, "/manifests/web.yaml"));
+            stream.push(Body::Manifest(Box::new(manifest(ChangeKind::Modified, Some(POD), since))));
+        };
+        for twice in [false, true] {
+            let alerts = same(
+                |stream| {
+                    stream.kernel(testing::exec(writer, shell, "/bin/writer", &["writer"]));
+                    let acted = stream.now();
+                    for digest in ["ef", "cd"].into_iter().take(1 + usize::from(twice)) {
+                        stream.push(Body::Executed(Box::new(ExecutedFile {
+                            process: ProcessKey::from_ns(writer.pid, writer.start * testing::SECOND),
+                            sha256: Some(digest.repeat(32)),
+                            size: 1,
+                            unreadable: None,
+                            acted: Some(acted),
+                        })));
+                    }
+                },
+                plants,
+            );
+            // Of a process that was two programs it is not known which acted.
+            assert_eq!(alerts[0].contains(&"ef".repeat(32)), !twice, "{alerts:?}");
+        }
     }
 
     #[test]
