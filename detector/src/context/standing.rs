@@ -57,7 +57,7 @@ impl Standing {
             Body::NodeLogs(logs) => match logs.change {
                 LogsChange::Watched { .. } => keep(&mut self.logs, logs.path.clone(), logs.clone()),
                 LogsChange::Unwatched => drop(self.logs.remove(&logs.path)),
-                LogsChange::Emptied { .. } | LogsChange::Removed { .. } => {}
+                LogsChange::Emptied { .. } | LogsChange::Empty { .. } | LogsChange::Removed { .. } => {}
             },
             _ => {}
         }

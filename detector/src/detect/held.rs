@@ -16,25 +16,39 @@ const MAX: usize = 256;
 
 /// Findings that wait.
 #[derive(Debug, Default)]
-pub struct Held(VecDeque<(BootNs, ComponentKind, Finding)>);
+pub struct Held(VecDeque<(BootNs, ComponentKind, ProcessKey, Finding)>);
 
 impl Held {
     /// Takes a finding about a process that may still prove to be of this kind; gives back one about any other.
     pub fn hold(&mut self, kind: ComponentKind, finding: Finding, now: BootNs, context: &Context) -> Option<Finding> {
-        let may_be = finding.actor.is_some_and(|actor| is_called(kind, actor, context));
-        if !may_be || self.0.len() >= MAX {
+        match finding.actor {
+            Some(actor) => self.hold_for(actor, kind, finding, now, context),
+            None => Some(finding),
+        }
+    }
+
+    /// The same, where it hangs on what another process than the finding's is.
+    pub fn hold_for(
+        &mut self,
+        process: ProcessKey,
+        kind: ComponentKind,
+        finding: Finding,
+        now: BootNs,
+        context: &Context,
+    ) -> Option<Finding> {
+        if !is_called(kind, process, context) || self.0.len() >= MAX {
             return Some(finding);
         }
-        self.0.push_back((now, kind, finding));
+        self.0.push_back((now, kind, process, finding));
         None
     }
 
     /// Those whose processes have not proven it in time.
     pub fn ripe(&mut self, now: BootNs, context: &Context) -> Vec<Finding> {
         let mut ripe = Vec::new();
-        self.0.retain(|(_, kind, finding)| !finding.actor.is_some_and(|actor| context.is_component(actor, *kind)));
+        self.0.retain(|(_, kind, process, _)| !context.is_component(*process, *kind));
         while self.0.front().is_some_and(|(since, ..)| now.0.saturating_sub(since.0) >= HOLD_NS) {
-            ripe.extend(self.0.pop_front().map(|(_, _, finding)| finding));
+            ripe.extend(self.0.pop_front().map(|(.., finding)| finding));
         }
         ripe
     }

@@ -31,6 +31,8 @@ const AGAIN_NS: u64 = 10_000_000_000;
 const TOLD_MAX: usize = 256;
 /// How long after it was opened for writing something may become of a log, in ns.
 const PATIENCE_NS: u64 = 2_000_000_000;
+/// A log that is empty so long after it was opened for writing, in ns, was neither changed nor written.
+const WRITTEN_NS: u64 = 200_000_000;
 /// Most logs that are waited for.
 const OPENED_MAX: usize = 256;
 /// How long after a copy was made and the log emptied the oldest copy may go, in ns.
@@ -107,6 +109,13 @@ impl NodeLogs {
                 self.dirs.remove(&logs.dir);
                 return None;
             }
+            LogsChange::Empty { inode } => {
+                let after = |act: &Act| record.time.0.saturating_sub(act.time.0) >= WRITTEN_NS;
+                self.opened.retain(|(opened, _)| opened.file != Some(*inode) || !after(opened));
+                return None;
+            }
+            // Nothing stood in it.
+            LogsChange::Removed { had: 0, rotated: true, .. } => return None,
             LogsChange::Emptied { name, inode, had, .. } => (name, *inode, *had, true),
             LogsChange::Removed { name, inode, had, .. } => (name, *inode, *had, false),
         };

@@ -309,3 +309,22 @@ fn who_wiped_an_audit_log_is_named_unless_the_api_server_alone_acted_on_it() {
         assert_eq!((&found[0].title, found[0].process.is_some()), (&title, named));
     }
 }
+
+#[test]
+fn an_empty_log_that_is_opened_for_writing_and_stays_empty_is_silent_as_is_an_empty_one_that_rotation_removes() {
+    for (late, told) in [(true, 0), (false, 1)] {
+        let mut stream = node();
+        stream.kernel(open(OTHER, LOG, "0.log", 0, 1));
+        if late {
+            stream.wait(SECOND / 4);
+        }
+        changed(&mut stream, LogsChange::Empty { inode: LOG });
+        assert_eq!(alerts(&mut stream).len(), told);
+    }
+    for (had, told) in [(0, 0), (1, 1)] {
+        let mut stream = node();
+        let name = "0.log.2".to_owned();
+        changed(&mut stream, LogsChange::Removed { name, inode: OLD, had, rotated: true, replaced: false });
+        assert_eq!(alerts(&mut stream).len(), told);
+    }
+}

@@ -51,6 +51,8 @@ pub enum LogsChange {
         /// A file that is as long as it was, and not sparse, came to lie beside it, as rotation leaves one.
         copied: bool,
     },
+    /// Somebody acted there, and nothing stands in this log.
+    Empty { inode: InodeKey },
     /// A log, or a link to one, is not in its directory any more, under whatever name.
     Removed {
         name: String,

@@ -197,7 +197,8 @@ impl Logs {
                     if let Some(dir) = self.dirs.get_mut(path) {
                         let changes = dir.look(root, &fd, look.now);
                         look.unsettled |= !dir.settled;
-                        let bodies: Vec<_> = changes.into_iter().filter_map(|change| dir.body(path, change)).collect();
+                        let changes = changes.into_iter().chain(dir.empty_of(&look.dirty));
+                        let bodies: Vec<_> = changes.filter_map(|change| dir.body(path, change)).collect();
                         look.bodies.extend(bodies);
                         dir.looked = look.now;
                     }

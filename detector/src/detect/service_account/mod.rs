@@ -242,6 +242,7 @@ impl ServiceAccount {
             return None;
         }
         theft.used = true;
+        let reader = theft.reader;
         let severity = if theft.severity >= Severity::High { Severity::Critical } else { Severity::High };
         let detail = format!("connected to {to}");
         let used = Evidence { kind: "connection", hook: Some(hook_name(hook)), sequence: record.seq, detail };
@@ -258,6 +259,8 @@ impl ServiceAccount {
             manifest: None,
             evidence: vec![theft.evidence.clone(), used],
         };
+        // Either of them may be a kubelet that has just begun.
+        let finding = self.held.hold_for(reader, ComponentKind::Kubelet, finding, record.time, context)?;
         self.held.hold(ComponentKind::Kubelet, finding, record.time, context)
     }
 

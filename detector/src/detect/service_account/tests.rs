@@ -73,15 +73,25 @@ fn a_process_that_is_only_called_kubelet_is_told_when_it_had_its_time() {
 
 #[test]
 fn what_a_kubelet_read_before_it_had_proven_to_be_one_is_used_by_nobody() {
-    let mut stream = pods();
-    let kubelet = child(&mut stream, SHELL, 702, "/usr/bin/kubelet");
-    stream.push(with::secret(InodeKey { ino: 0, ..with::TOKEN }, SecretKind::Token, "/v", Some("0a1b")));
-    stream.kernel(with::read(kubelet, with::TOKEN, "/var/lib/kubelet/pods/0a1b/v/token"));
-    stream.wait(5 * SECOND);
-    stream.push(with::components(vec![with::component(ComponentKind::Kubelet, kubelet)]));
-    let other = child(&mut stream, SHELL, 703, "/bin/busybox");
-    connect(&mut stream, other);
-    assert_eq!(told(&mut stream), []);
+    // The other connects before that or after it, and it is proven or never is.
+    for (proven, after, expected) in [(true, true, 0), (true, false, 0), (false, false, 2)] {
+        let mut stream = pods();
+        let kubelet = child(&mut stream, SHELL, 702, "/usr/bin/kubelet");
+        stream.push(with::secret(InodeKey { ino: 0, ..with::TOKEN }, SecretKind::Token, "/v", Some("0a1b")));
+        stream.kernel(with::read(kubelet, with::TOKEN, "/var/lib/kubelet/pods/0a1b/v/token"));
+        let other = child(&mut stream, SHELL, 703, "/bin/busybox");
+        if !after {
+            connect(&mut stream, other);
+        }
+        stream.wait(5 * SECOND);
+        if proven {
+            stream.push(with::components(vec![with::component(ComponentKind::Kubelet, kubelet)]));
+        }
+        if after {
+            connect(&mut stream, other);
+        }
+        assert_eq!(told(&mut stream).len(), expected);
+    }
 }
 
 #[test]

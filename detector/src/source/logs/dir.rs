@@ -1,6 +1,12 @@
 //! One directory: what is in it, and what became of that.
 
-use std::{collections::BTreeMap, ffi::OsString, fs, os::fd::OwnedFd, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ffi::OsString,
+    fs,
+    os::fd::OwnedFd,
+    path::Path,
+};
 
 use nix::{
     fcntl::{OFlag, openat},
@@ -64,7 +70,7 @@ impl Dir {
     }
 
     /// Whether one of these is this directory, or a log in it.
-    pub fn is_one_of(&self, inodes: &std::collections::BTreeSet<InodeKey>) -> bool {
+    pub fn is_one_of(&self, inodes: &BTreeSet<InodeKey>) -> bool {
         inodes.contains(&self.inode) || self.files.keys().any(|inode| inodes.contains(inode))
     }
 
@@ -114,6 +120,12 @@ impl Dir {
         self.files = seen;
         self.settled |= now.0.saturating_sub(self.found.0) >= SETTLES;
         changes
+    }
+
+    /// Those of these logs, on which somebody acted, in which nothing stands.
+    pub fn empty_of<'a>(&'a self, acted: &'a BTreeSet<InodeKey>) -> impl Iterator<Item = LogsChange> + 'a {
+        let empty = self.files.iter().filter(|(inode, file)| file.size == 0 && acted.contains(inode));
+        empty.map(|(inode, _)| LogsChange::Empty { inode: *inode })
     }
 
     /// The directory is gone, and everything in it.
