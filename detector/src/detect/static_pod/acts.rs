@@ -9,7 +9,7 @@ use crate::{
     decode::{self, Event, hook_name},
     detect::{self, static_pod::EVIDENCE_MAX},
     escape::escape_to,
-    record::{BootNs, ChangeKind, InodeKey, ManifestChange, ProcessKey, Record},
+    record::{BootNs, ChangeKind, InodeKey, ManifestChange, ManifestFile, ProcessKey, Record},
 };
 
 /// Most acts remembered.
@@ -195,9 +195,15 @@ impl Acts {
 }
 
 fn explains(what: &What, change: &ManifestChange) -> Option<Score> {
-    let is_file = |inode: &InodeKey| {
-        [&change.after, &change.before].into_iter().flatten().any(|file| file.inode == *inode && inode.ino != 0)
+    // What the name leads to, or led to before it was removed. The number of a file that is gone is soon another file's, anywhere: what is
+    // done to that one explains nothing, and what was done to the file before it was replaced next to nothing.
+    let (now, was) = match (&change.after, &change.before) {
+        (Some(after), before) => (Some(after), before.as_ref().filter(|before| before.inode != after.inode)),
+        (None, before) => (None, before.as_ref()),
     };
+    let of =
+        |file: Option<&ManifestFile>, inode: &InodeKey| file.is_some_and(|file| file.inode == *inode) && inode.ino != 0;
+    let is_former = |inode: &InodeKey| of(was, inode);
     let is_dir = |inode: &InodeKey| change.dir_inode == Some(*inode);
     let whole = matches!(change.change, ChangeKind::DirReplaced | ChangeKind::DirRemoved);
     let dir_name = base(&change.dir);
@@ -213,19 +219,22 @@ fn explains(what: &What, change: &ManifestChange) -> Option<Score> {
         }
     };
     match what {
-        What::File { inode, .. } if is_file(inode) => Some(100),
-        What::Done { inode } if is_file(inode) => Some(100),
-        What::Path { inode: Some(inode), .. } if is_file(inode) => Some(99),
-        What::Entry { inodes, .. } if inodes.iter().any(is_file) => Some(98),
+        What::File { inode, .. } | What::Done { inode } if of(now, inode) => Some(100),
+        What::File { inode, dir, name } if is_former(inode) && !(is_dir(dir) && named(name)) => Some(25),
+        What::Done { inode } if is_former(inode) => Some(25),
+        What::Path { inode: Some(inode), .. } if of(now.or(was), inode) => Some(99),
+        What::Entry { inodes, .. } if inodes.iter().any(|inode| of(now, inode)) => Some(98),
         What::Entry { dirs, names, .. } if dirs.iter().any(is_dir) && names.iter().any(|name| named(name)) => Some(95),
         What::Entry { inodes, .. } if inodes.iter().any(is_dir) => Some(90),
         What::Entry { dirs, .. } if dirs.iter().any(is_dir) => Some(60),
         What::Entry { watch, names, .. } if watch & watch::ANCESTOR != 0 => on_the_way(names),
-        What::Change { inode } if is_file(inode) => Some(97),
+        What::Change { inode } if of(now, inode) => Some(97),
         What::File { dir, name, .. } if is_dir(dir) && named(name) => Some(95),
         What::Path { inode, names, .. } if names.iter().any(|name| named(name)) => {
             Some(if inode.as_ref().is_some_and(is_dir) { 90 } else { 50 })
         }
+        What::Path { inode: Some(inode), .. } | What::Change { inode } if is_former(inode) => Some(61),
+        What::Entry { inodes, .. } if inodes.iter().any(is_former) => Some(61),
         What::Path { inode: Some(inode), watch, .. } if is_dir(inode) || watch & watch::DIR != 0 => Some(60),
         What::Done { inode } | What::Change { inode } if is_dir(inode) => Some(55),
         What::Path { watch, names, .. } if watch & watch::ANCESTOR != 0 => on_the_way(names),

@@ -121,6 +121,35 @@ fn who_linked_a_file_is_named_although_its_inode_was_another_files_a_moment_ago(
 }
 
 #[test]
+fn who_uses_the_number_of_a_file_that_is_gone_is_not_taken_for_who_replaced_or_removed_it() {
+    let innocent = Actor::host(70, 95);
+    let elsewhere = crate::record::InodeKey { dev: 8, ino: 555 };
+    let after = |stream: &mut Stream| {
+        stream.kernel(testing::change(innocent, FILE, detector_common::watch::FILE));
+        stream.kernel(testing::open(innocent, FILE, elsewhere, "/tmp/build/config"));
+    };
+    let another = crate::record::InodeKey { dev: 8, ino: 998 };
+    for by_name in [true, false] {
+        let (mut stream, since) = with_writer();
+        if by_name {
+            stream.kernel(testing::rename(writer(), Some(DIR), "/tmp/.x", "/manifests/web.yaml"));
+        } else {
+            stream.kernel(testing::open(writer(), another, DIR, "/manifests/web.yaml"));
+        }
+        after(&mut stream);
+        let mut change = manifest(ChangeKind::Modified, Some(POD), since);
+        change.after.as_mut().unwrap().inode = another;
+        stream.push(Body::Manifest(Box::new(change)));
+        assert_eq!(only(&stream).process.unwrap().pid, 60);
+    }
+    let (mut stream, since) = with_writer();
+    stream.kernel(testing::rename(writer(), Some(DIR), "/manifests/web.yaml", "/tmp/.x"));
+    after(&mut stream);
+    stream.push(Body::Manifest(Box::new(manifest(ChangeKind::Removed, None, since))));
+    assert_eq!(only(&stream).process.unwrap().pid, 60);
+}
+
+#[test]
 fn an_effect_without_an_act_is_unattributed_and_worse() {
     let (mut stream, since) = with_writer();
     stream.push(Body::Manifest(Box::new(manifest(ChangeKind::Added, Some(POD), since))));
