@@ -4,6 +4,7 @@ use std::{
     fs,
     io::Write as _,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    path::Path,
     process::{Command, Stdio},
     thread,
     time::Duration,
@@ -166,7 +167,10 @@ pub fn supply_chain(stage: &mut Stage) -> anyhow::Result<()> {
     app.misbehave(if overlay { "lower" } else { "process" })?;
     let places =
         [("memory", "memfd:drill"), ("nowhere", "-program"), ("tmpfs", "tmpfs/program"), ("upper", "merged/program")];
-    for (place, path) in places.into_iter().filter(|(place, _)| overlay || *place != "upper") {
+    // Before 5.11 the types of modules are not told, and so not which layer a file lies in.
+    let module = fs::read_to_string("/proc/modules")?.lines().any(|line| line.starts_with("overlay "));
+    let told = overlay && (!module || Path::new("/sys/kernel/btf/overlay").exists());
+    for (place, path) in places.into_iter().filter(|(place, _)| told || *place != "upper") {
         app.misbehave(place)?;
         let (is_its, first) = (of(&app.id), app.pid);
         stage.told(&format!("from {place}"), Who::Somebody, |alert| {
