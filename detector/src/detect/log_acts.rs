@@ -93,7 +93,8 @@ impl Acts {
     pub fn who(&self, effect: &Effect<'_>, may_not: impl Fn(ProcessKey) -> bool) -> Option<&Act> {
         let fits = |act: &&Act| {
             let in_time = act.time.0 >= effect.since.0.saturating_sub(BEFORE_NS);
-            in_time && (effect.emptied || act.what == What::Names) && touches(act, effect)
+            // Under another name it is as long as before.
+            in_time && effect.emptied != (act.what == What::Names) && touches(act, effect)
         };
         let mut found: Vec<&Act> = self.0.iter().filter(fits).collect();
         // Whoever only adds to a log is asked last: it takes another call to make it shorter.
