@@ -75,8 +75,9 @@ pub fn delete_events(stage: &mut Stage) -> anyhow::Result<()> {
     log.request(BOB, "deletecollection", &uri, events, &json!({}))?;
     stage.told("events deleted, in a log that was rotated", Who::Request, asked("bob"));
     stage.twin("the log rotated", |alert| title(alert).starts_with("Audit log"));
-    let pid = stage.act("truncate", &stage.dir, "audit.log", "")?;
-    stage.told("the log emptied", Who::Perhaps(pid), |alert| title(alert).starts_with("Audit log emptied"));
+    stage.act("truncate", &stage.dir, "audit.log", "")?;
+    // Where no hook sees `truncate(2)`, whoever has the log open is the one that is known.
+    stage.told("the log emptied", Who::Anybody, |alert| title(alert).starts_with("Audit log emptied"));
     Ok(())
 }
 

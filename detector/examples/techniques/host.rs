@@ -225,9 +225,9 @@ pub fn pod_logs(stage: &mut Stage) -> anyhow::Result<()> {
     let pid = stage.act("truncate", &logs, "1.log", "")?;
     // `truncate(2)` opens nothing: where neither a security hook nor one of change times sees it, the log says it alone. So it does where
     // an overloaded machine lost the act.
-    stage.told("a log emptied", Who::Perhaps(pid), |alert| title(alert).starts_with(&format!("{of}emptied by ")));
+    stage.told("a log emptied", Who::Perhaps(pid), |alert| title(alert).starts_with(&format!("{of}emptied")));
     let pid = stage.act("move", &logs, "2.log", "nothing\n")?;
-    stage.told("a log replaced", Who::Perhaps(pid), |alert| title(alert).starts_with(&format!("{of}replaced by ")));
+    stage.told("a log replaced", Who::Perhaps(pid), |alert| title(alert).starts_with(&format!("{of}replaced")));
     Ok(())
 }
 

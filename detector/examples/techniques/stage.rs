@@ -42,6 +42,8 @@ pub enum Who {
     Somebody,
     /// No process: a request is an account's.
     Request,
+    /// Whoever it is, or nobody: what was done is told at least.
+    Anybody,
     /// This process, or nobody where no hook sees it.
     Perhaps(u32),
 }
@@ -226,6 +228,7 @@ impl Stage {
                 Who::Pid(right) => *pid == right,
                 Who::Somebody => pid.is_u64(),
                 Who::Request => pid.is_null() && alert["request"].is_object(),
+                Who::Anybody => true,
                 Who::Perhaps(right) => pid.is_null() || *pid == right,
             }
         };
