@@ -4,20 +4,24 @@
 //! did it, detected and unattributed, attributed to somebody else, or missed; and whether its benign twin stayed silent. What the flood
 //! repeats and is detected is a line for each act, with how often (`times`) and the longest wait.
 
+mod suite;
+
 use std::{
     collections::BTreeMap,
     ffi::{OsStr, OsString},
     fs,
-    io::{BufRead as _, BufReader, Read as _, Write as _},
+    io::{Read as _, Write as _},
     path::{Path, PathBuf},
     process::{Child, Command, ExitCode, Stdio},
-    sync::mpsc::{self, Receiver},
+    sync::mpsc::Receiver,
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
 use serde_json::{Value, json};
+
+use suite::lines;
 
 /// How long an alert may take before it is missed: the slow timer finds what no hook saw, and emulated machines are slow.
 const PATIENCE: Duration = Duration::from_secs(12);
@@ -378,23 +382,6 @@ fn start(
     Ok(child)
 }
 
-fn lines<T: Send + 'static>(
-    from: impl std::io::Read + Send + 'static,
-    parse: impl Fn(&str) -> Option<T> + Send + 'static,
-) -> Receiver<T> {
-    let (send, receive) = mpsc::channel();
-    thread::spawn(move || {
-        for line in BufReader::new(from).lines().map_while(Result::ok) {
-            if let Some(parsed) = parse(&line)
-                && send.send(parsed).is_err()
-            {
-                break;
-            }
-        }
-    });
-    receive
-}
-
 impl Suite {
     /// Performs an act in a directory of the suite; returns the pid that did it.
     fn act(&self, act: &str, dir: &str, name: &str, text: &str) -> anyhow::Result<u32> {
@@ -418,17 +405,7 @@ impl Suite {
         name: &str,
         text: &str,
     ) -> anyhow::Result<(u32, Option<String>)> {
-        let mut child = Command::new(program)
-            .args([act.as_ref(), self.root.join(dir).as_os_str(), name.as_ref()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()?;
-        let pid = child.id();
-        child.stdin.take().context("no input")?.write_all(text.as_bytes())?;
-        let output = child.wait_with_output()?;
-        let error = String::from_utf8_lossy(&output.stderr).into_owned();
-        Ok((pid, (!output.status.success()).then_some(error)))
+        suite::act(program, act, &self.root.join(dir), name, text)
     }
 
     /// A plain write to any file.

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{
     node::{Asker, NODE, STRANGER, WEBHOOK},
-    stage::{Stage, Who},
+    stage::{Stage, Who, title},
 };
 
 /// How often the kernel tells the same connection again, and a little more.
@@ -27,10 +27,6 @@ const CONTROLLER: Asker = Asker {
 };
 const NOBODY: Asker =
     Asker { user: "system:anonymous", groups: &["system:unauthenticated"], from: STRANGER, agent: "curl/7.88.1" };
-
-fn title(alert: &Value) -> &str {
-    alert["title"].as_str().unwrap_or_default()
-}
 
 fn asked(user: &'static str) -> impl Fn(&Value) -> bool {
     move |alert| alert["request"]["user"] == user

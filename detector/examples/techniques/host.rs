@@ -32,7 +32,7 @@ use serde_json::{Value, json};
 
 use super::{
     node::{Runtime, manifest},
-    stage::{Stage, Who},
+    stage::{Stage, Who, title},
 };
 
 /// How long the agent may take to hear of a container, many times over.
@@ -43,10 +43,6 @@ const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata:\n  name: web\nspec:\n  h
 
 fn is_about(alert: &Value, file: &str, change: &str) -> bool {
     alert["file"]["change"] == change && alert["file"]["path"] == file
-}
-
-fn title(alert: &Value) -> &str {
-    alert["title"].as_str().unwrap_or_default()
 }
 
 /// Manifests planted in several ways, changed and removed; and the same calls next door, reads and touches.

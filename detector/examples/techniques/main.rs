@@ -11,6 +11,8 @@ mod control_plane;
 mod host;
 mod node;
 mod stage;
+#[path = "../suite/mod.rs"]
+mod suite;
 
 use std::{
     ffi::OsString,

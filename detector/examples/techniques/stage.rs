@@ -1,12 +1,11 @@
 //! The agent, and what it has to say of what is done beside it.
 
 use std::{
-    ffi::{OsStr, OsString},
+    ffi::OsString,
     fs,
-    io::{BufRead as _, BufReader, Write as _},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::mpsc::{self, Receiver},
+    sync::mpsc::Receiver,
     thread,
     time::{Duration, Instant},
 };
@@ -18,7 +17,10 @@ use nix::{
 };
 use serde_json::{Value, json};
 
-use super::node::{ControlPlane, Runtime};
+use super::{
+    node::{ControlPlane, Runtime},
+    suite,
+};
 
 /// How long the agent may take to start, and an alert to come; emulated machines are slow.
 const START: Duration = Duration::from_secs(120);
@@ -46,6 +48,11 @@ pub enum Who {
     Anybody,
     /// This process, or nobody where no hook sees it.
     Perhaps(u32),
+}
+
+/// What an alert is called.
+pub fn title(alert: &Value) -> &str {
+    alert["title"].as_str().unwrap_or_default()
 }
 
 /// What must not be told.
@@ -140,8 +147,9 @@ impl Stage {
             command.arg("--record").arg(traces);
         }
         let mut agent = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-        let alerts = lines(agent.stdout.take().context("no standard output")?);
-        let errors = lines(agent.stderr.take().context("no standard error")?);
+        let all = |line: &str| Some(line.to_owned());
+        let alerts = suite::lines(agent.stdout.take().context("no standard output")?, all);
+        let errors = suite::lines(agent.stderr.take().context("no standard error")?, all);
         let stage = Self {
             dir,
             app,
@@ -204,17 +212,7 @@ impl Stage {
 
     /// The same, which may fail: yields what it says then.
     pub fn try_act(&self, act: &str, dir: &Path, name: &str, text: &str) -> anyhow::Result<(u32, Option<String>)> {
-        let mut child = Command::new(&self.act)
-            .args([OsStr::new(act), dir.as_os_str(), OsStr::new(name)])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()?;
-        let pid = child.id();
-        child.stdin.take().context("no input")?.write_all(text.as_bytes())?;
-        let output = child.wait_with_output()?;
-        let error = String::from_utf8_lossy(&output.stderr).into_owned();
-        Ok((pid, (!output.status.success()).then_some(error)))
+        suite::act(&self.act, act, dir, name, text)
     }
 
     /// Waits for an alert of this scene's technique that says so, and says whether it came and whom it names.
@@ -273,8 +271,7 @@ impl Stage {
             self.say(twin.number, &twin.name, result, told.is_empty(), Duration::ZERO);
         }
         // An overloaded machine may lose events, and then that is told.
-        let is_loss =
-            |alert: &Value| alert["title"].as_str().is_some_and(|title| title.ends_with(" lost in the kernel"));
+        let is_loss = |alert: &Value| title(alert).ends_with(" lost in the kernel");
         for alert in &self.rest {
             eprintln!("besides: {} {} pid {}", alert["technique"]["id"], alert["title"], alert["process"]["pid"]);
         }
@@ -320,13 +317,4 @@ impl Stage {
         self.told.push('\n');
         Some(())
     }
-}
-
-fn lines(from: impl std::io::Read + Send + 'static) -> Receiver<String> {
-    let (send, receive) = mpsc::channel();
-    thread::spawn(move || {
-        let lines = BufReader::new(from).lines().map_while(Result::ok);
-        lines.map_while(|line| send.send(line).ok()).for_each(drop);
-    });
-    receive
 }

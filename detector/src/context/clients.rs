@@ -131,10 +131,10 @@ impl Context {
         self.clients.complete = !found.cut;
         self.clients.since = Some(record.time);
         for client in &found.clients {
-            let container = self.container_of(client.process).map(|home| home.info.id.clone());
             if self.clients.known.contains_key(&(client.process, client.local)) {
                 continue;
             }
+            let container = self.container_of(client.process).map(|home| home.info.id.clone());
             self.clients.insert(Connected {
                 process: client.process,
                 local: client.local,
@@ -170,8 +170,12 @@ impl Context {
         }
         let serving = self.sense.components.components.iter().filter(|found| found.kind == ComponentKind::ApiServer);
         let serving: BTreeSet<u32> = serving.map(|found| found.net_ns).collect();
-        let own = self.sense.components.endpoints.iter();
-        let is_own = own.clone().any(|found| found.role == EndpointRole::ApiServer && found.address == source);
+        let is_own = self
+            .sense
+            .components
+            .endpoints
+            .iter()
+            .any(|found| found.role == EndpointRole::ApiServer && found.address == source);
         let from = |made: &Connected| {
             if made.local == source {
                 // Every network namespace has a loopback of its own.

@@ -11,7 +11,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use detector_common::{connection, endpoint, kind};
 use twox_hash::XxHash3_64;
 
-use super::{Detector, Finding, base, container_exec::place, kinds, supply_chain::Lies, technique::MALICIOUS_OPERATOR};
+use super::{
+    Detector, Finding, base, container_exec::place, kinds, service_account::exe, supply_chain::Lies,
+    technique::MALICIOUS_OPERATOR,
+};
 use crate::{
     alert::{Evidence, File, Severity},
     argv::Argv,
@@ -212,8 +215,4 @@ fn program<'a>(path: &'a str, argv: &'a Argv) -> &'a str {
     let mut words = argv.iter().map(base);
     let first = words.next().filter(|name| !many(name));
     first.or_else(|| words.next()).unwrap_or(own)
-}
-
-fn exe(actor: ProcessKey, context: &Context) -> String {
-    context.processes.get(actor).map_or_else(|| "a process".to_owned(), |of| escape_to(&of.program.exe, 96))
 }

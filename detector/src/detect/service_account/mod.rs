@@ -304,7 +304,8 @@ fn dropped(actor: ProcessKey, origin: Origin, context: &Context) -> Option<&'sta
     (origin == Origin::Container && exe.ends_with(" (deleted)")).then_some("was deleted")
 }
 
-fn exe(actor: ProcessKey, context: &Context) -> String {
+/// What a process runs, as a title has it.
+pub(super) fn exe(actor: ProcessKey, context: &Context) -> String {
     context.processes.get(actor).map_or_else(|| "a process".to_owned(), |process| escape_to(&process.program.exe, NAME))
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use aya::{
-    Ebpf,
+    Ebpf, Pod,
     maps::{Array, HashMap, MapData},
 };
 use detector_common::{
@@ -16,32 +16,53 @@ use crate::record::InodeKey;
 
 const WORDS: usize = SECRET_BITS as usize / 64;
 
-pub(super) struct Maps {
-    secrets: HashMap<MapData, Plain<WatchKey>, u32>,
-    words: Array<MapData, [u64; WORDS]>,
-    endpoints: HashMap<MapData, Plain<EndpointKey>, u32>,
-    servers: HashMap<MapData, u32, u32>,
-    runtimes: HashMap<MapData, Plain<WatchKey>, u32>,
+/// A map of the kernel's that is to hold exactly what it is told, under keys made of these.
+struct Exact<K, R> {
+    name: &'static str,
+    map: HashMap<MapData, R, u32>,
+    raw: fn(K) -> R,
     /// What the kernel has.
-    secrets_there: BTreeSet<InodeKey>,
-    endpoints_there: BTreeMap<EndpointKey, u32>,
-    servers_there: BTreeMap<u32, u32>,
-    runtimes_there: BTreeSet<InodeKey>,
+    there: BTreeMap<K, u32>,
+}
+
+impl<K: Copy + Ord, R: Pod> Exact<K, R> {
+    fn take(ebpf: &mut Ebpf, name: &'static str, raw: fn(K) -> R) -> Result<Self, KernelError> {
+        let map = take(ebpf, name)?.try_into().map_err(|source| map_error(name, source))?;
+        Ok(Self { name, map, raw, there: BTreeMap::new() })
+    }
+
+    /// What is not wanted any more goes first, since the map may be full.
+    fn set(&mut self, wanted: BTreeMap<K, u32>) -> Result<(), KernelError> {
+        let error = |source| map_error(self.name, source);
+        for key in self.there.keys().filter(|key| !wanted.contains_key(key)) {
+            self.map.remove(&(self.raw)(*key)).map_err(error)?;
+        }
+        for (key, value) in wanted.iter().filter(|(key, value)| self.there.get(key) != Some(*value)) {
+            self.map.insert((self.raw)(*key), *value, 0).map_err(error)?;
+        }
+        self.there = wanted;
+        Ok(())
+    }
+}
+
+pub(super) struct Maps {
+    secrets: Exact<InodeKey, Plain<WatchKey>>,
+    words: Array<MapData, [u64; WORDS]>,
+    endpoints: Exact<EndpointKey, Plain<EndpointKey>>,
+    servers: Exact<u32, u32>,
+    runtimes: Exact<InodeKey, Plain<WatchKey>>,
 }
 
 impl Maps {
     pub fn take(ebpf: &mut Ebpf) -> Result<Self, KernelError> {
-        let error = |name| move |source| map_error(name, source);
+        let inode = |inode: InodeKey| Plain(super::key(&inode));
+        let words = take(ebpf, "SECRET_WORDS")?;
         Ok(Self {
-            secrets: take(ebpf, "SECRETS")?.try_into().map_err(error("SECRETS"))?,
-            words: take(ebpf, "SECRET_WORDS")?.try_into().map_err(error("SECRET_WORDS"))?,
-            endpoints: take(ebpf, "ENDPOINTS")?.try_into().map_err(error("ENDPOINTS"))?,
-            servers: take(ebpf, "SERVERS")?.try_into().map_err(error("SERVERS"))?,
-            runtimes: take(ebpf, "RUNTIMES")?.try_into().map_err(error("RUNTIMES"))?,
-            secrets_there: BTreeSet::new(),
-            endpoints_there: BTreeMap::new(),
-            servers_there: BTreeMap::new(),
-            runtimes_there: BTreeSet::new(),
+            secrets: Exact::take(ebpf, "SECRETS", inode)?,
+            words: words.try_into().map_err(|source| map_error("SECRET_WORDS", source))?,
+            endpoints: Exact::take(ebpf, "ENDPOINTS", Plain)?,
+            servers: Exact::take(ebpf, "SERVERS", |pid| pid)?,
+            runtimes: Exact::take(ebpf, "RUNTIMES", inode)?,
         })
     }
 }
@@ -52,25 +73,18 @@ impl Kernel {
     /// # Errors
     /// When the maps cannot be written.
     pub fn secrets(&mut self, secrets: &BTreeSet<InodeKey>) -> Result<(), KernelError> {
-        let maps = &mut self.sense;
-        let wanted: BTreeSet<InodeKey> = secrets.iter().take(SECRETS_MAX as usize).copied().collect();
-        let error = |source| map_error("SECRETS", source);
-        for inode in maps.secrets_there.difference(&wanted) {
-            maps.secrets.remove(&Plain(super::key(inode))).map_err(error)?;
-        }
+        let wanted: BTreeMap<InodeKey, u32> =
+            secrets.iter().take(SECRETS_MAX as usize).map(|inode| (*inode, 1)).collect();
         let mut words = [0_u64; WORDS];
-        for inode in &wanted {
+        for inode in wanted.keys() {
             let bit = secret_bit(&super::key(inode));
             if let Some(word) = words.get_mut(bit as usize / 64) {
                 *word |= 1 << (bit % 64);
             }
-            if !maps.secrets_there.contains(inode) {
-                maps.secrets.insert(Plain(super::key(inode)), 1, 0).map_err(error)?;
-            }
         }
-        maps.words.set(0, words, 0).map_err(|source| map_error("SECRET_WORDS", source))?;
-        maps.secrets_there = wanted;
-        let any = !self.sense.secrets_there.is_empty();
+        let any = !wanted.is_empty();
+        self.sense.secrets.set(wanted)?;
+        self.sense.words.set(0, words, 0).map_err(|source| map_error("SECRET_WORDS", source))?;
         let reads = if any { 1 | u32::from(self.syscalls) << 1 } else { 0 };
         set_setting(&mut self.settings, setting::READS, reads)
     }
@@ -80,17 +94,7 @@ impl Kernel {
     /// # Errors
     /// When the map cannot be written.
     pub fn runtimes(&mut self, asked: &BTreeSet<InodeKey>) -> Result<(), KernelError> {
-        let maps = &mut self.sense;
-        let wanted: BTreeSet<InodeKey> = asked.iter().take(RUNTIMES_MAX as usize).copied().collect();
-        let error = |source| map_error("RUNTIMES", source);
-        for inode in maps.runtimes_there.difference(&wanted) {
-            maps.runtimes.remove(&Plain(super::key(inode))).map_err(error)?;
-        }
-        for inode in wanted.difference(&maps.runtimes_there) {
-            maps.runtimes.insert(Plain(super::key(inode)), 1, 0).map_err(error)?;
-        }
-        maps.runtimes_there = wanted;
-        Ok(())
+        self.sense.runtimes.set(asked.iter().take(RUNTIMES_MAX as usize).map(|inode| (*inode, 1)).collect())
     }
 
     /// Reports connections from and to exactly these addresses, and of these processes what their flags say
@@ -104,28 +108,12 @@ impl Kernel {
         servers: &BTreeMap<u32, u32>,
     ) -> Result<(), KernelError> {
         let maps = &mut self.sense;
-        let wanted: BTreeMap<EndpointKey, u32> =
-            endpoints.iter().take(ENDPOINTS_MAX as usize).map(|(key, flags)| (*key, *flags)).collect();
-        let error = |source| map_error("ENDPOINTS", source);
-        for key in maps.endpoints_there.keys().filter(|key| !wanted.contains_key(key)) {
-            maps.endpoints.remove(&Plain(*key)).map_err(error)?;
-        }
-        for (key, flags) in wanted.iter().filter(|(key, flags)| maps.endpoints_there.get(key) != Some(*flags)) {
-            maps.endpoints.insert(Plain(*key), *flags, 0).map_err(error)?;
-        }
-        maps.endpoints_there = wanted;
-        let wanted: BTreeMap<u32, u32> =
-            servers.iter().take(SERVERS_MAX as usize).map(|(pid, flags)| (*pid, *flags)).collect();
-        let error = |source| map_error("SERVERS", source);
-        for pid in maps.servers_there.keys().filter(|pid| !wanted.contains_key(pid)) {
-            maps.servers.remove(pid).map_err(error)?;
-        }
-        for (pid, flags) in wanted.iter().filter(|(pid, flags)| maps.servers_there.get(pid) != Some(*flags)) {
-            maps.servers.insert(*pid, *flags, 0).map_err(error)?;
-        }
-        maps.servers_there = wanted;
-        let any = !self.sense.endpoints_there.is_empty() || !self.sense.servers_there.is_empty();
-        let listens = self.sense.servers_there.values().any(|flags| flags & server::LISTENS != 0);
+        let endpoints = endpoints.iter().take(ENDPOINTS_MAX as usize);
+        maps.endpoints.set(endpoints.map(|(key, flags)| (*key, *flags)).collect())?;
+        let servers = servers.iter().take(SERVERS_MAX as usize);
+        maps.servers.set(servers.map(|(pid, flags)| (*pid, *flags)).collect())?;
+        let any = !maps.endpoints.there.is_empty() || !maps.servers.there.is_empty();
+        let listens = maps.servers.there.values().any(|flags| flags & server::LISTENS != 0);
         set_setting(&mut self.settings, setting::CONNECTIONS, u32::from(any) | u32::from(listens) << 1)
     }
 }
