@@ -589,7 +589,10 @@ impl Live {
                     _ => TriggerKind::Writing,
                 },
             },
-            Event::IoUring(_) => Trigger { inode: None, kind: TriggerKind::Writing },
+            Event::IoUring(_) => {
+                self.view.trigger(Trigger { inode: None, kind: TriggerKind::Writing }, now);
+                Trigger { inode: None, kind: TriggerKind::Pending }
+            }
             _ => return,
         };
         self.view.trigger(trigger, now);

@@ -104,7 +104,8 @@ impl Acts {
             hook: hook_name(header.hook),
             detail,
             what,
-            early: matches!(event, Event::Entry(_)),
+            // A worker of io_uring may do what was asked for long after it was.
+            early: matches!(event, Event::Entry(_) | Event::IoUring(_)),
         });
         while self.recent.len() > MAX
             || self.recent.front().is_some_and(|first| record.time.0.saturating_sub(first.time.0) > KEEP_NS)

@@ -302,16 +302,21 @@ fn a_kubelet_that_reads_from_somewhere_else_is_told_once_and_a_default_never() {
 
 #[test]
 fn an_act_that_was_seen_before_it_happened_explains_what_shows_a_moment_later_and_not_what_shows_much_later() {
-    for (late, named) in [(1, true), (300, true), (600, false)] {
-        let (mut stream, _) = with_writer();
-        let other = crate::record::InodeKey { dev: 8, ino: 500 };
-        let rename = testing::entry(writer(), detector_common::hook::INODE_RENAME, [other, DIR], [".x", "web.yaml"]);
-        stream.kernel(rename);
-        stream.wait(late * 1_000_000);
-        // The old state was seen once more in between.
-        let since = stream.now();
-        stream.push(Body::Manifest(Box::new(manifest(ChangeKind::Added, Some(POD), since))));
-        assert_eq!(only(&stream).process.is_some(), named, "{late} ms");
+    let other = crate::record::InodeKey { dev: 8, ino: 500 };
+    let acts = [
+        testing::entry(writer(), detector_common::hook::INODE_RENAME, [other, DIR], [".x", "web.yaml"]),
+        testing::io_uring(writer()),
+    ];
+    for act in acts {
+        for (late, named) in [(1, true), (300, true), (600, false)] {
+            let (mut stream, _) = with_writer();
+            stream.kernel(act.clone());
+            stream.wait(late * 1_000_000);
+            // The old state was seen once more in between.
+            let since = stream.now();
+            stream.push(Body::Manifest(Box::new(manifest(ChangeKind::Added, Some(POD), since))));
+            assert_eq!(only(&stream).process.is_some(), named, "{late} ms");
+        }
     }
 }
 
