@@ -88,8 +88,8 @@ pub struct Container {
     pub init: Option<ProcessKey>,
     /// Where that one lives.
     pub namespaces: Namespaces,
-    /// Its first program was executed while the agent looked.
-    pub began: bool,
+    /// When its first program was executed, if that was while the agent looked.
+    pub began: Option<BootNs>,
     /// When its cgroup was removed.
     gone: Option<BootNs>,
 }
@@ -288,9 +288,9 @@ impl Containers {
     }
 
     /// A container's first program was executed just now.
-    pub fn began(&mut self, id: &str) {
+    pub fn began(&mut self, id: &str, time: BootNs) {
         if let Some(container) = self.by_id.get_mut(id) {
-            container.began = true;
+            container.began = Some(time);
         }
     }
 

@@ -109,7 +109,7 @@ impl Context {
                 self.acting.executes(key, time);
                 if let Some((id, count)) = self.runs(header.cgroup, key, exec.event.inner_pid, &has) {
                     *count += 1;
-                    self.containers.began(&id);
+                    self.containers.began(&id, time);
                     self.begins = Some(id);
                 }
             }
@@ -154,7 +154,7 @@ impl Context {
             (None, Body::Container(info)) => &info.id,
             _ => return None,
         };
-        self.containers.get(id).filter(|container| container.is_known() && container.began)
+        self.containers.get(id).filter(|container| container.is_known() && container.began.is_some())
     }
 
     /// Whether something happened before the node's processes were looked at. Hooks come first, so what the rings hold then is

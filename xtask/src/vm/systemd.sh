@@ -78,7 +78,7 @@ installed() {
     systemctl is-active detector && systemctl is-enabled detector || return
     soon says '^ready: '
     # Some are for other kernels.
-    shown StatusText | grep '^watching; 2[0-9] of [0-9]* hooks attached' || { shown StatusText; return 1; }
+    shown StatusText | grep '^watching; [23][0-9] of [0-9]* hooks attached' || { shown StatusText; return 1; }
     # What this systemd does not know it ignores, and says so.
     ! journalctl --quiet _PID=1 | grep 'detector.service:[0-9]'
 }

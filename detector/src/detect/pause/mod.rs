@@ -33,6 +33,9 @@ const MAX: usize = 8192;
 const SIGNALS_MAX: usize = 16;
 /// Most images whose binary, or whose unknown digest, is remembered.
 const IMAGES_MAX: usize = 1024;
+/// How long after a sandbox began what its image's name leads to may still become known, in ns: a runtime is asked for the names of
+/// an image at most 10 s after it arrived, unless it takes its time.
+const NAMED_NS: u64 = 12_000_000_000;
 /// Longest text of others in a finding, in characters.
 const SHOWN: usize = 160;
 
@@ -52,6 +55,8 @@ pub struct Pause {
 struct Sandbox {
     /// The pause program runs: what happens from now on is its doing.
     runs: bool,
+    /// The digest that its image's name led to was looked at.
+    judged: bool,
     signals: Vec<Signal>,
     /// When it was told of, how bad it was, and how many signals there were.
     told: Option<(BootNs, Severity, usize)>,
@@ -86,7 +91,9 @@ impl Detector for Pause {
             }
             // Now there may be a digest to what sandboxes call their image.
             Body::ImageNames(_) => {
-                let sandboxes: Vec<&Container> = context.containers.sandboxes().collect();
+                let mut sandboxes: Vec<&Container> = context.containers.sandboxes().collect();
+                // Of several that run it the one is told that brought it.
+                sandboxes.sort_by_key(|sandbox| std::cmp::Reverse(sandbox.began));
                 sandboxes.into_iter().filter_map(|found| self.digest(record, found, context)).collect()
             }
             _ => Vec::new(),
@@ -200,7 +207,14 @@ impl Pause {
         let said = container.info.image_digest.as_deref().or(container.info.image.as_deref());
         let reference = said.or_else(|| images.pause())?;
         let digests = images.digests(reference);
-        if !images.comparable(&digests) || images.known_pause(&digests) {
+        if !images.comparable(&digests) {
+            return None;
+        }
+        let judged = std::mem::replace(&mut self.sandbox(&container.info.id).judged, true);
+        // The name may lead elsewhere by now. What has run for longer was made of what it led to before.
+        let by_name = container.info.image_digest.is_none();
+        let young = container.began.is_some_and(|began| record.time.0.saturating_sub(began.0) <= NAMED_NS);
+        if images.known_pause(&digests) || (by_name && judged && !young) {
             return None;
         }
         let names = images.names_of(&digests).into_iter().chain(container.info.image.clone());

@@ -3,8 +3,8 @@ use detector_common as wire;
 use crate::{
     alert::{Alert, Severity},
     record::{
-        Body, ContainerInfo, ContainerRole, ExecutedFile, ImageArrival, ImageNames, PauseConfig, Policy, ProcessKey,
-        Start,
+        Body, ContainerInfo, ContainerRole, ExecutedFile, ImageArrival, ImageNames, PauseConfig, PodRef, Policy,
+        ProcessKey, Start,
     },
     testing::{self, Actor, DIR, FILE, SECOND, Stream},
 };
@@ -278,6 +278,39 @@ fn a_sandbox_whose_image_nobody_tells_runs_the_configured_one() {
         node = node.start();
         node.stream.push(names(&sha('c'), &sha('d')));
         assert_eq!(node.told().len(), count, "{configured}: {:?}", node.told());
+    }
+}
+
+#[test]
+fn a_sandbox_that_ran_before_its_images_name_led_elsewhere_is_silent_and_the_one_that_runs_it_is_named() {
+    let shipped = crate::context::image::PAUSE[5].digest.clone();
+    let by_name = |info| ContainerInfo { image: Some("registry.example/pause:3.9".to_owned()), ..info };
+    let pod = PodRef { namespace: "shop".to_owned(), name: "second".to_owned(), uid: "0b2c".to_owned() };
+    for (wait, starts) in [(60, true), (1, true), (60, false)] {
+        let mut node = Node::with(Policy::default(), by_name).start();
+        node.stream.push(names(&sha('c'), &shipped));
+        node.stream.wait(wait * SECOND);
+        if starts {
+            // The new one is asked for a moment after its first sandbox began.
+            let second = testing::container("second", 950, ContainerRole::Sandbox, "");
+            node.stream.kernel(testing::cgroup(Actor::host(50, 10), 950, "/kubepods/pod2/second"));
+            node.stream.push(Body::Container(Box::new(ContainerInfo { pod: Some(pod.clone()), ..by_name(second) })));
+            let pause = Actor { pid: 401, start: 150, cgroup: 950, mnt_ns: 80, pid_ns: 81, ..node.pause };
+            node.stream.kernel(testing::exec_in(
+                pause,
+                node.runtime,
+                "/pause",
+                &["/pause"],
+                wire::Shared::default(),
+                1,
+                "",
+            ));
+        }
+        node.stream.push(Body::ImageNames(Box::new(ImageNames { id: sha('c'), ..ImageNames::default() })));
+        node.stream.push(names(&sha('e'), &sha('f')));
+        let told = node.told();
+        assert_eq!(told.len(), usize::from(starts), "{wait}: {told:?}");
+        assert!(told.iter().all(|(_, title)| title.contains("of pod shop/second")), "{wait}: {told:?}");
     }
 }
 

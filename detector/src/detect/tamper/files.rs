@@ -17,8 +17,9 @@ pub struct Act<'a> {
     pub verb: &'a str,
 }
 
-/// What an event does to the agent's files, when it is somebody else's.
-pub fn act<'a>(event: &'a Event, own: &Own) -> Option<Act<'a>> {
+/// What an event does to the agent's files, when it is somebody else's. A file that goes is not known by its number any more, which
+/// is soon another's.
+pub fn act<'a>(event: &'a Event, own: &mut Own) -> Option<Act<'a>> {
     let header = event.header();
     if header.tgid == own.pid {
         return None;
@@ -59,8 +60,12 @@ pub fn act<'a>(event: &'a Event, own: &Own) -> Option<Act<'a>> {
 }
 
 /// The agent's file of this name in one of these directories.
-fn found<'a>(own: &Own, dirs: &[InodeKey], name: &str, verb: &'a str) -> Option<Act<'a>> {
-    let known = own.files.iter().find(|known| dirs.contains(&known.dir) && !name.is_empty() && names(known, name))?;
+fn found<'a>(own: &mut Own, dirs: &[InodeKey], name: &str, verb: &'a str) -> Option<Act<'a>> {
+    let mut files = own.files.iter_mut();
+    let known = files.find(|known| dirs.contains(&known.dir) && !name.is_empty() && names(known, name))?;
+    if matches!(verb, "removed" | "renamed") {
+        known.file = None;
+    }
     let dir = match &known.name {
         Some(_) => known.path.rsplit_once('/').map_or("", |(dir, _)| dir),
         None => &known.path,
@@ -145,6 +150,24 @@ mod tests {
                     "The detector's configuration: /mnt/config.yaml opened for writing by /bin/bash".to_owned()
                 ),
                 (Severity::High, "The detector's traces: /var/lib/d/1.trace removed by /bin/bash".to_owned()),
+            ]
+        );
+    }
+
+    #[test]
+    fn what_uses_the_number_of_a_configuration_that_was_replaced_is_silent() {
+        let mut stream = node();
+        let shell = Actor::host(50, 10);
+        stream.kernel(entry(shell, wire::hook::INODE_RENAME, ETC, ["config.yaml.new", "config.yaml"]));
+        stream.wait(3600 * testing::SECOND);
+        stream.kernel(open(shell, CONFIG, OTHER, "/tmp/anything"));
+        stream.kernel(open(shell, OTHER, ETC, "/etc/d/config.yaml"));
+        let of = "The detector's configuration: /etc/d/config.yaml";
+        assert_eq!(
+            told(&stream),
+            [
+                (Severity::Medium, format!("{of} renamed by /bin/bash")),
+                (Severity::Medium, format!("{of} opened for writing by /bin/bash")),
             ]
         );
     }

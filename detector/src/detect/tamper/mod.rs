@@ -57,7 +57,7 @@ impl Detector for Tamper {
             Some(Event::Signal(signal)) => self.signal(record, signal, context),
             Some(Event::Bpf(bpf)) => self.bpf(record, bpf, context),
             Some(event) => {
-                files::act(event, &self.own).and_then(|act| self.file(record, event.header(), &act, context))
+                files::act(event, &mut self.own).and_then(|act| self.file(record, event.header(), &act, context))
             }
             None => None,
         };
