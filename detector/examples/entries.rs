@@ -37,15 +37,8 @@ const WAYS: [(&str, &[&str], bool); 8] = [
     ("net namespace without exec", &["--only", "net", "--no-exec"], false),
 ];
 
-fn main() -> ExitCode {
-    match run() {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+fn main() -> anyhow::Result<ExitCode> {
+    Ok(ExitCode::from(u8::from(!run()?)))
 }
 
 fn run() -> anyhow::Result<bool> {

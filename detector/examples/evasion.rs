@@ -116,15 +116,8 @@ impl Drop for Ended {
     }
 }
 
-fn main() -> ExitCode {
-    match run() {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+fn main() -> anyhow::Result<ExitCode> {
+    Ok(ExitCode::from(u8::from(!run()?)))
 }
 
 fn run() -> anyhow::Result<bool> {

@@ -96,23 +96,13 @@ struct Steps {
     step: Step,
 }
 
-fn main() -> ExitCode {
+fn main() -> anyhow::Result<ExitCode> {
     let mut args = std::env::args_os().skip(1);
     if args.next().is_some_and(|first| first == "drill-step") {
         let steps = Steps::parse_from(std::iter::once("drill-step".into()).chain(args));
-        return container::step(&steps.step).unwrap_or_else(|error| {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        });
+        return container::step(&steps.step);
     }
-    match run() {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    Ok(ExitCode::from(u8::from(!run()?)))
 }
 
 fn run() -> anyhow::Result<bool> {

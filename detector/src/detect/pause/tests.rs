@@ -295,7 +295,7 @@ fn a_sandbox_that_ran_before_its_images_name_led_elsewhere_is_silent_and_the_one
             let second = testing::container("second", 950, ContainerRole::Sandbox, "");
             node.stream.kernel(testing::cgroup(Actor::host(50, 10), 950, "/kubepods/pod2/second"));
             node.stream.push(Body::Container(Box::new(ContainerInfo { pod: Some(pod.clone()), ..by_name(second) })));
-            let pause = Actor { pid: 401, start: 150, cgroup: 950, mnt_ns: 80, pid_ns: 81, ..node.pause };
+            let pause = Actor { pid: 401, start: 150, cgroup: 950, mnt_ns: 80, pid_ns: 81 };
             node.stream.kernel(testing::exec_in(
                 pause,
                 node.runtime,

@@ -1,13 +1,13 @@
 //! Pods under evil pause images, and the configuration that names the pause image.
 
-use std::{fs, thread, time::Duration};
+use std::fs;
 
 use serde_json::Value;
 
 use super::{
     super::{
         Options,
-        daemons::{Node, containerd_config, place, text},
+        daemons::{Node, containerd_config, place},
         images::{Image, PAUSE},
         pods,
         watch::{Watch, is, names_pod, titles},
@@ -56,14 +56,6 @@ pub fn connects(node: &mut Node, _: &Options, checks: &mut Checks) -> anyhow::Re
 /// It behaves; only its digest is not one that is known.
 pub fn digest(node: &mut Node, _: &Options, checks: &mut Checks) -> anyhow::Result<()> {
     let evil = node.images.other.clone();
-    // Of a sandbox that this runtime does not say the image of, only the name is known, which is about to be the evil one's.
-    let none_runs = || text(node.ctr(&["tasks", "list", "--quiet"])).is_ok_and(|tasks| tasks.trim().is_empty());
-    for _ in 0..200 {
-        if none_runs() {
-            break;
-        }
-        thread::sleep(Duration::from_millis(50));
-    }
     let watch = watch(node, &[&node.images.pause])?;
     under(node, &evil, watch, "pause-digest", checks)
 }
