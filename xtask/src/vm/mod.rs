@@ -14,6 +14,7 @@ use std::{
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
@@ -40,6 +41,8 @@ const VERIFIED_MAX: u32 = 4_000;
 pub const EXAMPLES: [&str; 5] = ["act", "evasion", "entries", "reach", "techniques"];
 /// The file system of the machines' disk, ext4.
 const DISK: &str = "disk.ext4";
+/// Machines that run at once: a suite waits for half of its time.
+const AT_ONCE: usize = 3;
 /// A machine that takes so long is stuck.
 const LIMIT: Duration = Duration::from_secs(1800);
 
@@ -152,7 +155,7 @@ pub fn vm(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Boots every kernel that is asked for, one after the other.
+/// Boots every kernel that is asked for.
 fn run_all(options: &Options) -> anyhow::Result<Vec<Outcome>> {
     let of = |series: &[&str], arch| -> Vec<Wanted> {
         series.iter().map(|series| Wanted { series: (*series).to_owned(), arch }).collect()
@@ -165,19 +168,34 @@ fn run_all(options: &Options) -> anyhow::Result<Vec<Outcome>> {
         (false, some) => of(&some.iter().map(String::as_str).collect::<Vec<_>>(), options.arch),
     };
     let (kernels, place) = prepare(&wanted)?;
-    let mut outcomes = Vec::new();
     if options.shell {
         let kernel = kernels.first().context("no kernel")?;
         check(machine(kernel, &place, "detector.shell").args(["-smp", "2", "-serial", "mon:stdio"]))?;
-        return Ok(outcomes);
+        return Ok(Vec::new());
     }
-    for kernel in &kernels {
-        eprintln!("==> kernel {}", kernel.version);
-        let outcome = run(kernel, &place)?;
-        summary(&outcome);
-        outcomes.push(outcome);
-    }
-    Ok(outcomes)
+    let next = AtomicUsize::new(0);
+    let some = || -> Vec<(usize, anyhow::Result<Outcome>)> {
+        let mut outcomes = Vec::new();
+        while let Some((number, kernel)) = kernels.iter().enumerate().nth(next.fetch_add(1, Ordering::Relaxed)) {
+            eprintln!("==> kernel {}", kernel.version);
+            let outcome = run(kernel, &place);
+            if let Ok(outcome) = &outcome {
+                eprint!("{}", summary(outcome));
+            }
+            outcomes.push((number, outcome));
+        }
+        outcomes
+    };
+    let mut outcomes = std::thread::scope(|scope| -> anyhow::Result<Vec<_>> {
+        let threads: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(some)).collect();
+        let mut all = Vec::new();
+        for thread in threads {
+            all.extend(thread.join().map_err(|_| anyhow::anyhow!("a machine's thread panicked"))?);
+        }
+        Ok(all)
+    })?;
+    outcomes.sort_by_key(|(number, _)| *number);
+    outcomes.into_iter().map(|(_, outcome)| outcome).collect()
 }
 
 /// What booting needs: kernels, and a place with the initial file system of each kind of machine, a disk, and room for logs.
@@ -364,6 +382,11 @@ fn run(kernel: &Kernel, place: &Path) -> anyhow::Result<Outcome> {
     };
     let mut backend = String::new();
     let verdict = lines(kernel, place, "detector.suite", &["-smp", "2"], |line| {
+        // What an agent says beside it may not be at its line's end yet.
+        let (beside, line) = line.split_at(line.find("{\"case\":").unwrap_or(0));
+        if !beside.is_empty() {
+            eprintln!("    {}: {beside}", kernel.series);
+        }
         if line.is_empty() {
             return Ok(());
         }
@@ -384,7 +407,7 @@ fn run(kernel: &Kernel, place: &Path) -> anyhow::Result<Outcome> {
                 ms: number("ms"),
             });
         } else {
-            eprintln!("    {line}");
+            eprintln!("    {}: {line}", kernel.series);
         }
         Ok(())
     })?;
@@ -432,23 +455,30 @@ fn counts(outcome: &Outcome) -> BTreeMap<(&str, &str), u32> {
     counts
 }
 
-fn summary(outcome: &Outcome) {
-    for ((backend, result), count) in counts(outcome) {
-        eprintln!("    {backend}: {count} {result}");
-    }
-    for case in outcome.cases.iter().filter(|case| !case.is_well()) {
-        eprintln!("    {} case {} {}: {}", case.backend, case.case, case.name, case.result);
-    }
+/// In one piece: other machines have theirs.
+fn summary(outcome: &Outcome) -> String {
+    let mut lines = vec![format!("==> kernel {}: {:.0} s", outcome.version, outcome.seconds)];
+    lines.extend(
+        counts(outcome).into_iter().map(|((backend, result), count)| format!("    {backend}: {count} {result}")),
+    );
+    lines.extend(
+        outcome
+            .cases
+            .iter()
+            .filter(|case| !case.is_well())
+            .map(|case| format!("    {} case {} {}: {}", case.backend, case.case, case.name, case.result)),
+    );
     if let Some(most) = outcome.verified.iter().max_by_key(|program| program.count) {
-        eprintln!("    most instructions verified: {}, {} by {}", most.count, most.hook, most.backend);
+        lines.push(format!("    most instructions verified: {}, {} by {}", most.count, most.hook, most.backend));
     }
-    for program in outcome.verified.iter().filter(|program| program.count >= VERIFIED_MAX) {
+    lines.extend(outcome.verified.iter().filter(|program| program.count >= VERIFIED_MAX).map(|program| {
         let (hook, backend, count) = (&program.hook, &program.backend, program.count);
-        eprintln!(
+        format!(
             "    too long for older kernels' verifiers: {hook} by {backend}, {count} instructions (bar {VERIFIED_MAX})"
-        );
-    }
-    eprintln!("    {:.0} s{}", outcome.seconds, outcome.error.as_ref().map(|e| format!(", {e}")).unwrap_or_default());
+        )
+    }));
+    lines.extend(outcome.error.as_ref().map(|error| format!("    {error}")));
+    lines.join("\n") + "\n"
 }
 
 /// Results of one case, by kernel and backend.
