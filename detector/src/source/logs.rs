@@ -65,8 +65,8 @@ pub struct Logs {
     audit: BTreeMap<PathBuf, Option<(InodeKey, Option<InodeKey>)>>,
     dirs: BTreeMap<PathBuf, Dir>,
     watch: BTreeMap<InodeKey, u32>,
-    /// What was acted on, and how many looks it had since.
-    dirty: BTreeMap<InodeKey, usize>,
+    /// What was acted on: when it is to be looked at, and how many looks it had since.
+    dirty: BTreeMap<InodeKey, (BootNs, usize)>,
     look_at: BootNs,
     all_at: BootNs,
     looked_at_all: BootNs,
@@ -122,7 +122,7 @@ impl Logs {
                 self.everything(now);
                 return;
             }
-            self.dirty.insert(*inode, 0);
+            self.dirty.insert(*inode, (now, 0));
             self.look_at = now;
         }
     }
@@ -144,7 +144,8 @@ impl Logs {
             return Batch::default();
         }
         let all = now >= self.all_at;
-        let dirty: BTreeSet<InodeKey> = self.dirty.keys().copied().collect();
+        let due = self.dirty.iter().filter(|(_, (at, _))| *at <= now);
+        let dirty: BTreeSet<InodeKey> = due.map(|(inode, _)| *inode).collect();
         if all {
             self.looked_at_all = now;
             self.all_at = BootNs(now.0 + SLOW);
@@ -278,9 +279,17 @@ impl Logs {
 
     /// When to look next, after a look at `now`.
     fn schedule(&mut self, now: BootNs, unsettled: bool) {
-        self.dirty.values_mut().for_each(|looks| *looks += 1);
-        self.dirty.retain(|_, looks| *looks < LOOKS.len());
-        let next = self.dirty.values().filter_map(|looks| LOOKS.get(*looks)).min().map(|after| now.0 + after);
+        self.dirty.retain(|_, (at, looks)| {
+            if *at > now {
+                return true;
+            }
+            *looks += 1;
+            LOOKS.get(*looks).is_some_and(|after| {
+                *at = BootNs(now.0 + after);
+                true
+            })
+        });
+        let next = self.dirty.values().map(|(at, _)| at.0).min();
         let settles = unsettled.then_some(now.0 + SETTLES);
         self.look_at = BootNs(next.into_iter().chain(settles).min().unwrap_or(u64::MAX));
     }

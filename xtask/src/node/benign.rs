@@ -29,7 +29,8 @@ pub fn day(node: &mut Node, minutes: u32) -> anyhow::Result<()> {
     node.bring_up_api()?;
     fs::create_dir(place("bin"))?;
     // Called so that whoever reads the alerts knows what it is, and so that no other program is like it.
-    fs::copy(&node.own, place("bin/kubeadm"))?;
+    fs::copy(&node.own, place("bin/kubeadm"))
+        .with_context(|| format!("copying {}: was it built anew meanwhile?", node.own.display()))?;
     let config = place("work/detector.json");
     fs::write(&config, serde_json::to_vec_pretty(&config_of_operators())?)?;
     let args = ["--config", config.to_str().context("not UTF-8")?];
@@ -46,7 +47,7 @@ pub fn day(node: &mut Node, minutes: u32) -> anyhow::Result<()> {
             act(node, rounds).with_context(|| format!("round {rounds}: {what}"))?;
             let new = watch.so_far()?;
             for loud in new.iter().filter(|alert| severity(alert) > LOW) {
-                eprintln!("    above low, until {what}: {}", titles(std::slice::from_ref(loud)));
+                eprintln!("    above low, until {what}: {}: {loud}", titles(std::slice::from_ref(loud)));
             }
             told.extend(new);
             node.alive()?;

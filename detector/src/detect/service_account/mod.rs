@@ -62,6 +62,9 @@ impl Detector for ServiceAccount {
 
     fn observe(&mut self, record: &Record, event: Option<&Event>, context: &Context) -> Vec<Finding> {
         if matches!(record.body, Body::Tick) {
+            // What a kubelet read before it had proven to be one is its business, also when it is gone.
+            self.thefts.retain(|_, theft| !context.is_component(theft.reader, ComponentKind::Kubelet));
+            self.thefts_order.retain(|session| self.thefts.contains_key(session));
             return self.held.ripe(record.time, context);
         }
         let found = match event {

@@ -156,7 +156,8 @@ impl Acts {
         let scored: Vec<_> = self.all().filter(|act| self.score(act, change, found).is_some()).collect();
         let own = scored.iter().filter(|act| act.process == chosen.process);
         let count = own.clone().count();
-        let note = if chosen.time <= change.since { ", and held open since" } else { "" };
+        let held = chosen.time <= change.since && matches!(chosen.what, What::File { .. });
+        let note = if held { ", and held open since" } else { "" };
         let mut evidence: Vec<_> = own.take(EVIDENCE_MAX).map(|act| act.evidence(note)).collect();
         if count > EVIDENCE_MAX
             && let Some(last) = evidence.last_mut()

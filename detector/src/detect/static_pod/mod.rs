@@ -8,7 +8,7 @@ mod severity;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use detector_common::kind;
 
@@ -35,6 +35,8 @@ pub struct StaticPod {
     acts: Acts,
     /// Watched directories as last told; `None` before the first time.
     watched: Option<Watched>,
+    /// What kubelets read when there were any the last time.
+    read: Vec<String>,
 }
 
 impl Detector for StaticPod {
@@ -110,15 +112,21 @@ impl StaticPod {
 
     /// A kubelet reads static pods from somewhere else than before.
     fn moved(&mut self, record: &Record, watched: &Watched, context: &Context) -> Vec<Finding> {
-        let before = self.watched.replace(watched.clone());
-        let Some(before) = before else { return Vec::new() };
-        let known: BTreeMap<&str, ()> = before.dirs.iter().map(|dir| (dir.path.as_str(), ())).collect();
         let by_kubelet =
             |reason: &WatchReason| matches!(reason, WatchReason::KubeletFlag | WatchReason::KubeletConfig(_));
-        watched
-            .dirs
-            .iter()
-            .filter(|dir| by_kubelet(&dir.reason) && !known.contains_key(dir.path.as_str()))
+        let reads: Vec<_> = watched.dirs.iter().filter(|dir| by_kubelet(&dir.reason)).collect();
+        // A kubelet that was away, as for its upgrade, comes back to what it read.
+        let read = if reads.is_empty() {
+            self.read.clone()
+        } else {
+            std::mem::replace(&mut self.read, reads.iter().map(|dir| dir.path.clone()).collect())
+        };
+        let before = self.watched.replace(watched.clone());
+        let Some(before) = before else { return Vec::new() };
+        let known: BTreeSet<&str> = before.dirs.iter().map(|dir| &dir.path).chain(&read).map(String::as_str).collect();
+        reads
+            .into_iter()
+            .filter(|dir| !known.contains(dir.path.as_str()))
             .map(|dir| {
                 let act = match &dir.reason {
                     WatchReason::KubeletConfig(file) => self.acts.on_configuration(file, record.time),

@@ -294,6 +294,9 @@ fn a_kubelet_that_reads_from_somewhere_else_is_told_once_and_a_default_never() {
     stream.push(Body::Watched(Watched { dirs: vec![] }));
     stream.push(Body::Watched(Watched { dirs: vec![default.clone()] }));
     stream.push(Body::Watched(Watched { dirs: vec![default.clone(), own.clone()] }));
+    stream.push(Body::Watched(Watched { dirs: vec![own.clone(), default.clone()] }));
+    // It is restarted.
+    stream.push(Body::Watched(Watched { dirs: vec![default.clone()] }));
     stream.push(Body::Watched(Watched { dirs: vec![own, default] }));
     let alert = only(&stream);
     assert_eq!(alert.severity, Severity::High);
@@ -315,7 +318,9 @@ fn an_act_that_was_seen_before_it_happened_explains_what_shows_a_moment_later_an
             // The old state was seen once more in between.
             let since = stream.now();
             stream.push(Body::Manifest(Box::new(manifest(ChangeKind::Added, Some(POD), since))));
-            assert_eq!(only(&stream).process.is_some(), named, "{late} ms");
+            let alert = only(&stream);
+            assert_eq!(alert.process.is_some(), named, "{late} ms");
+            assert!(!alert.evidence[0].detail.contains("held open"), "{late} ms: {:?}", alert.evidence);
         }
     }
 }

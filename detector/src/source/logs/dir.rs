@@ -6,6 +6,7 @@ use std::{
     fs,
     os::fd::OwnedFd,
     path::Path,
+    time::SystemTime,
 };
 
 use nix::{
@@ -60,6 +61,8 @@ struct File {
     size: u64,
     /// It takes as many bytes of the disk.
     allocated: u64,
+    /// When it was made, where the file system tells: its inode's number may be another file's a moment later.
+    born: Option<SystemTime>,
     /// When it came; `None` when it was there when the directory was found.
     came: Option<BootNs>,
 }
@@ -107,12 +110,14 @@ impl Dir {
                 continue;
             }
             let inode = root.inode(&file, &stat);
-            let came = self.files.get(&inode).map_or((!first).then_some(now), |known| known.came);
+            let born = fs::File::from(file).metadata().and_then(|metadata| metadata.created()).ok();
+            let known = self.files.get(&inode).filter(|known| known.born == born);
             let file = File {
                 name: bounded(&name.to_string_lossy()),
                 size: u64::try_from(stat.st_size).unwrap_or(0),
                 allocated: u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(BLOCK),
-                came,
+                born,
+                came: known.map_or((!first).then_some(now), |known| known.came),
             };
             seen.insert(inode, file);
         }
@@ -154,7 +159,7 @@ fn compare(before: &BTreeMap<InodeKey, File>, after: &BTreeMap<InodeKey, File>, 
     let mut changes = Vec::new();
     for (inode, file) in before {
         let File { name, size, .. } = file.clone();
-        match after.get(inode) {
+        match after.get(inode).filter(|is| is.born == file.born) {
             None => changes.push(LogsChange::Removed {
                 rotated: !name.ends_with(".log"),
                 replaced: after.values().any(|other| other.name == name),
@@ -178,4 +183,28 @@ fn compare(before: &BTreeMap<InodeKey, File>, after: &BTreeMap<InodeKey, File>, 
 /// `3.log`: what the runtime writes of a container's fourth run. Rotation leaves `3.log.20261125-101112`.
 fn is_current(name: &str) -> bool {
     name.strip_suffix(".log").is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_log_that_has_the_number_of_one_that_is_gone_is_another() {
+        let file = |name: &str, size, born| {
+            let born = Some(SystemTime::UNIX_EPOCH + Duration::from_secs(born));
+            File { name: name.to_owned(), size, allocated: size, born, came: None }
+        };
+        let inode = InodeKey { dev: 8, ino: 12 };
+        let before = BTreeMap::from([(inode, file("0.log.20261126-010203", 700, 1))]);
+        let new = BTreeMap::from([(inode, file("0.log", 10, 2))]);
+        let [LogsChange::Removed { name, rotated: true, had: 700, .. }] = &compare(&before, &new, BootNs(0))[..] else {
+            panic!("the rotated one is gone");
+        };
+        assert_eq!(name, "0.log.20261126-010203");
+        let emptied = BTreeMap::from([(inode, file("0.log", 10, 1))]);
+        assert!(matches!(compare(&before, &emptied, BootNs(0))[..], [LogsChange::Emptied { had: 700, has: 10, .. }]));
+    }
 }

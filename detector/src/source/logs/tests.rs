@@ -135,6 +135,22 @@ fn a_log_that_is_copied_before_it_is_emptied_was_rotated_unless_the_copy_is_holl
 }
 
 #[test]
+fn an_empty_log_is_looked_at_late_enough_whatever_is_done_beside_it() {
+    let mut node = Node::with(0);
+    let log = node.inode(&node.log("0.log"));
+    let dir = node.inode(&node.container());
+    node.logs.acted(&[log], BootNs(node.now));
+    let mut told = Vec::new();
+    for _ in 0..40 {
+        let looked = node.poll(SECOND / 100).into_iter();
+        told.extend(looked.filter(|logs| logs.change == LogsChange::Empty { inode: log }).map(|_| node.now));
+        node.logs.acted(&[dir], BootNs(node.now));
+    }
+    let (first, last) = (told[0], told[told.len() - 1]);
+    assert!(last - first >= SECOND / 5, "{told:?}");
+}
+
+#[test]
 fn a_pods_directory_that_goes_takes_each_log_with_it_and_what_was_not_settled_is_silent() {
     let mut node = Node::with(10);
     fs::remove_dir_all(node.dir.path().join(POD)).unwrap();
