@@ -329,11 +329,7 @@ impl ContainerExec {
 /// Whether a container's own monitor had the runtime go in, as it is done day by day. The runtime may be late, or be ended on its way: by a
 /// probe whose time is over, above all on a node that is overloaded.
 fn is_monitors(group: &Group, context: &Context) -> bool {
-    let container = context.containers.get(&group.container);
-    container.is_some_and(|container| {
-        way::of(group.first, Some(group), &group.kinds(), context).is_usual()
-            && way::is_of_own_monitor(group.first, container, context)
-    })
+    group.own_monitor && way::of(group.first, Some(group), &group.kinds(), context).is_usual()
 }
 
 fn judge(

@@ -8,7 +8,7 @@ use crate::{
     record::{BootNs, ProcessKey},
 };
 
-use super::way::{Entered, is_runtime};
+use super::way::{self, Entered, is_runtime};
 
 /// Most ways in at once.
 const MAX: usize = 1024;
@@ -36,6 +36,8 @@ pub struct Group {
     pub since: BootNs,
     pub members: BTreeSet<ProcessKey>,
     pub evidence: Vec<Evidence>,
+    /// The container's own monitor had the runtime begin it. When it ends that cannot be told any more: the container may have ended first.
+    pub own_monitor: bool,
     patience: u64,
 }
 
@@ -102,6 +104,10 @@ impl Pending {
             context.processes.get(process).map_or_else(|| "a process".to_owned(), |state| state.program.exe.clone());
         let runtime = context.processes.get(process).is_some_and(is_runtime)
             || context.processes.lineage(process).any(|(_, state)| is_runtime(state));
+        let own_monitor = context
+            .containers
+            .get(container)
+            .is_some_and(|container| way::is_of_own_monitor(process, container, context));
         self.next += 1;
         self.members.insert(process, self.next);
         self.groups.insert(
@@ -114,6 +120,7 @@ impl Pending {
                 since: now,
                 members: BTreeSet::from([process]),
                 evidence: vec![evidence],
+                own_monitor,
                 patience: if runtime { RUNTIME_PATIENCE_NS } else { PATIENCE_NS },
             },
         );
