@@ -43,6 +43,8 @@ pub const EXAMPLES: [&str; 5] = ["act", "evasion", "entries", "reach", "techniqu
 const DISK: &str = "disk.ext4";
 /// Machines that run at once: a suite waits for half of its time.
 const AT_ONCE: usize = 3;
+/// How often a machine is booted that says nothing.
+const BOOTS: u32 = 3;
 /// A machine that takes so long is stuck.
 const LIMIT: Duration = Duration::from_secs(1800);
 
@@ -342,31 +344,40 @@ fn lines(
     listen(kernel, qemu, &place.join(format!("{}.log", kernel.series)), each)
 }
 
-/// Starts a machine whose console goes to `log`; the rest as [`lines`].
+/// Starts a machine whose console goes to `log`; the rest as [`lines`]. QEMU's emulation of two processors lets a kernel crash while it
+/// changes its own code, now and then: one that says nothing is booted again.
 fn listen(
     kernel: &Kernel,
     mut qemu: Command,
     log: &Path,
     mut each: impl FnMut(&str) -> anyhow::Result<()>,
 ) -> anyhow::Result<Option<u32>> {
-    qemu.arg("-serial").arg(format!("file:{}", log.display())).args(kernel.arch.results());
-    let mut child = qemu.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("starting QEMU")?;
-    let out = child.stdout.take().context("no output")?;
-    let deadline = watchdog(child);
-    let mut verdict = None;
-    for line in BufReader::new(out).split(b'\n').map_while(Result::ok) {
-        let line = String::from_utf8_lossy(&line).trim_end().to_owned();
-        if let Some(code) = line.strip_prefix("verdict ") {
-            verdict = code.parse().ok();
-        } else {
-            each(&line)?;
+    qemu.arg("-serial").arg(format!("file:{}", log.display())).args(kernel.arch.results()).stdin(Stdio::null());
+    for boot in 1..=BOOTS {
+        let mut child = qemu.stdout(Stdio::piped()).spawn().context("starting QEMU")?;
+        let out = child.stdout.take().context("no output")?;
+        let deadline = watchdog(child);
+        let (mut verdict, mut silent) = (None, true);
+        for line in BufReader::new(out).split(b'\n').map_while(Result::ok) {
+            silent = false;
+            let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+            if let Some(code) = line.strip_prefix("verdict ") {
+                verdict = code.parse().ok();
+            } else {
+                each(&line)?;
+            }
         }
+        deadline.end()?;
+        if verdict.is_some() {
+            return Ok(verdict);
+        }
+        eprintln!("    {}: no verdict; the machine's console is in {}", kernel.series, log.display());
+        if !silent {
+            break;
+        }
+        eprintln!("    {}: it said nothing, boot {boot} of {BOOTS}", kernel.series);
     }
-    deadline.end()?;
-    if verdict.is_none() {
-        eprintln!("    no verdict; the machine's console is in {}", log.display());
-    }
-    Ok(verdict)
+    Ok(None)
 }
 
 /// Boots, runs the suite, and reads what it says.
