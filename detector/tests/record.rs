@@ -120,11 +120,15 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
+/// `run` with a recorder, however full the disk is.
+fn recording(root: &Path) -> Vec<String> {
+    let record = format!("--record={}/record", root.display());
+    vec!["run".into(), "--output=stdout:json".into(), record, "--record-free=0".into()]
+}
+
 #[test]
 fn a_recorded_run_is_told_again_byte_for_byte_without_root_and_in_another_time_zone() {
-    let agent = Agent::start(|root| {
-        vec!["run".into(), "--output=stdout:json".into(), format!("--record={}/record", root.display())]
-    });
+    let agent = Agent::start(|root| recording(root));
     agent.act("web.yaml");
     let dir = agent.dir();
     let (live, _root) = agent.stop(Signal::SIGTERM);
@@ -151,9 +155,7 @@ fn a_recorded_run_is_told_again_byte_for_byte_without_root_and_in_another_time_z
 
 #[test]
 fn a_killed_agent_leaves_all_but_the_last_second() {
-    let agent = Agent::start(|root| {
-        vec!["run".into(), "--output=stdout:json".into(), format!("--record={}/record", root.display())]
-    });
+    let agent = Agent::start(|root| recording(root));
     agent.act("web.yaml");
     thread::sleep(Duration::from_millis(1500));
     let dir = agent.dir();
@@ -178,8 +180,9 @@ fn one_file_has_the_whole_stream_and_prints_nothing() {
 fn segments_follow_one_another_within_their_bound_and_are_one_stream() {
     // The smallest size there is: segments of 1 MiB, of which few may be there.
     let agent = Agent::start(|root| {
-        let record = format!("--record={}/record", root.display());
-        vec!["run".into(), "--output=stdout:json".into(), record, "--record-size=3MiB".into()]
+        let mut arguments = recording(root);
+        arguments.push("--record-size=3MiB".into());
+        arguments
     });
     agent.act("early.yaml");
     let deadline = Instant::now() + 12 * PATIENCE;
