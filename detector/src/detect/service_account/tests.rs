@@ -183,6 +183,27 @@ fn a_container_of_which_nothing_is_known_is_low() {
 }
 
 #[test]
+fn what_a_kubelet_read_is_used_by_nobody_once_it_was_restarted_either() {
+    for (proven, expected) in [(true, 0), (false, 2)] {
+        let mut stream = pods();
+        let kubelet = child(&mut stream, SHELL, 702, "/usr/bin/kubelet");
+        stream.push(with::secret(InodeKey { ino: 0, ..with::TOKEN }, SecretKind::Token, "/v", Some("0a1b")));
+        stream.kernel(with::read(kubelet, with::TOKEN, "/var/lib/kubelet/pods/0a1b/v/token"));
+        if proven {
+            stream.push(with::components(vec![with::component(ComponentKind::Kubelet, kubelet)]));
+        }
+        stream.wait(SECOND);
+        stream.push(Body::Tick);
+        stream.kernel(testing::exit(kubelet));
+        let next = child(&mut stream, SHELL, 704, "/usr/bin/kubelet");
+        stream.push(with::components(vec![with::component(ComponentKind::Kubelet, next)]));
+        let other = child(&mut stream, SHELL, 703, "/usr/bin/kubectl");
+        connect(&mut stream, other);
+        assert_eq!(told(&mut stream).len(), expected);
+    }
+}
+
+#[test]
 fn a_kubelet_in_a_container_of_no_pod_may_read_and_one_in_somebodys_pod_may_not() {
     for (pod, expected) in [(None, 0), (Some(PodRef { uid: "ffff".to_owned(), ..PodRef::default() }), 1)] {
         let mut stream = node();
