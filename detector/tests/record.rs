@@ -128,7 +128,7 @@ fn recording(root: &Path) -> Vec<String> {
 
 #[test]
 fn a_recorded_run_is_told_again_byte_for_byte_without_root_and_in_another_time_zone() {
-    let agent = Agent::start(|root| recording(root));
+    let agent = Agent::start(recording);
     agent.act("web.yaml");
     let dir = agent.dir();
     let (live, _root) = agent.stop(Signal::SIGTERM);
@@ -155,7 +155,7 @@ fn a_recorded_run_is_told_again_byte_for_byte_without_root_and_in_another_time_z
 
 #[test]
 fn a_killed_agent_leaves_all_but_the_last_second() {
-    let agent = Agent::start(|root| recording(root));
+    let agent = Agent::start(recording);
     agent.act("web.yaml");
     thread::sleep(Duration::from_millis(1500));
     let dir = agent.dir();
