@@ -469,25 +469,21 @@ fn counts(outcome: &Outcome) -> BTreeMap<(&str, &str), u32> {
 /// In one piece: other machines have theirs.
 fn summary(outcome: &Outcome) -> String {
     let mut lines = vec![format!("==> kernel {}: {:.0} s", outcome.version, outcome.seconds)];
-    lines.extend(
-        counts(outcome).into_iter().map(|((backend, result), count)| format!("    {backend}: {count} {result}")),
-    );
-    lines.extend(
-        outcome
-            .cases
-            .iter()
-            .filter(|case| !case.is_well())
-            .map(|case| format!("    {} case {} {}: {}", case.backend, case.case, case.name, case.result)),
-    );
+    for ((backend, result), count) in counts(outcome) {
+        lines.push(format!("    {backend}: {count} {result}"));
+    }
+    for case in outcome.cases.iter().filter(|case| !case.is_well()) {
+        lines.push(format!("    {} case {} {}: {}", case.backend, case.case, case.name, case.result));
+    }
     if let Some(most) = outcome.verified.iter().max_by_key(|program| program.count) {
         lines.push(format!("    most instructions verified: {}, {} by {}", most.count, most.hook, most.backend));
     }
-    lines.extend(outcome.verified.iter().filter(|program| program.count >= VERIFIED_MAX).map(|program| {
+    for program in outcome.verified.iter().filter(|program| program.count >= VERIFIED_MAX) {
         let (hook, backend, count) = (&program.hook, &program.backend, program.count);
-        format!(
+        lines.push(format!(
             "    too long for older kernels' verifiers: {hook} by {backend}, {count} instructions (bar {VERIFIED_MAX})"
-        )
-    }));
+        ));
+    }
     lines.extend(outcome.error.as_ref().map(|error| format!("    {error}")));
     lines.join("\n") + "\n"
 }
