@@ -382,8 +382,9 @@ pub fn output(command: &mut Command) -> anyhow::Result<String> {
     let output = command.output().with_context(|| format!("starting {}", command.get_program().display()))?;
     anyhow::ensure!(
         output.status.success(),
-        "{} failed: {}",
+        "{} failed, {}: {}",
         crate::shown(command),
+        output.status,
         String::from_utf8_lossy(&output.stderr)
     );
     Ok(String::from_utf8(output.stdout)?)

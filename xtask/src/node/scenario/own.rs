@@ -129,7 +129,8 @@ fn sessions(node: &mut Node, watch: &mut Watch, checks: &mut Checks) -> anyhow::
     let mut with_input = exec(node, &pod, &["--stdin"], &["cat"]);
     with_input.stdin(fs::File::open("/etc/hostname")?);
     one("kubectl exec with input", crate::setup::output(&mut with_input).map(drop), &["cat"]);
-    let line = crate::shown(&exec(node, &pod, &["--stdin", "--tty"], &["tty"]));
+    // In the foreground: a shell that forks for it leaves `timeout` to make a group of its own, which the terminal stops.
+    let line = format!("exec {}", crate::shown(&exec(node, &pod, &["--stdin", "--tty"], &["tty"])));
     let mut terminal = Command::new("script");
     terminal.args(["--quiet", "--return", "--command", &line, "/dev/null"]);
     one("kubectl exec with a terminal", text(terminal).map(drop), &["tty"]);
