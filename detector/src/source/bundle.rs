@@ -5,11 +5,14 @@
 
 use std::{
     collections::{BTreeSet, VecDeque},
-    fs::{self, File},
+    fs::{self, OpenOptions},
     io::{self, Read as _},
     net::SocketAddr,
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
+
+use nix::fcntl::OFlag;
 
 use crate::{
     context::cgroup,
@@ -24,7 +27,9 @@ pub(crate) mod fuzz;
 use config::Config;
 
 /// Largest `config.json` that is read: as large as a message to the runtime may be.
-const CONFIG_MAX: u64 = 16 << 20;
+const CONFIG_MAX: usize = 16 << 20;
+/// Bytes that are read at once, and kept for the next one: several times what most have.
+const CONFIG_USUAL: usize = 64 << 10;
 /// Most directories of bundles that are remembered beside the usual ones.
 const ROOTS_MAX: usize = 32;
 /// Most parts of a command line that are looked at.
@@ -63,6 +68,8 @@ pub struct Bundles {
     hinted: VecDeque<PathBuf>,
     /// Where the container that was read last is told that the API server is.
     api: Option<SocketAddr>,
+    /// What the latest configuration was read into.
+    buffer: Vec<u8>,
 }
 
 /// Why a bundle tells nothing.
@@ -86,7 +93,7 @@ impl Bundles {
     /// Bundles below a root directory.
     #[must_use]
     pub fn new(root: PathBuf) -> Self {
-        Self { root, learned: BTreeSet::new(), hinted: VecDeque::new(), api: None }
+        Self { root, learned: BTreeSet::new(), hinted: VecDeque::new(), api: None, buffer: Vec::new() }
     }
 
     /// Where the container that was found last is told that the cluster's API server is; once.
@@ -216,10 +223,12 @@ impl Bundles {
 
     /// Reads a bundle; `None` when it describes another cgroup.
     fn read(&mut self, dir: &Path, cgroup_id: u64, path: &str, id: &str) -> Result<Option<ContainerInfo>, BundleError> {
-        let config = match read_config(&self.at(&dir.join("config.json"))) {
+        let file = self.at(&dir.join("config.json"));
+        let config = match read_config(&file, &mut self.buffer) {
             // CRI-O and podman keep it one level down.
             Err(BundleError::Read { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
-                read_config(&self.at(&dir.join("userdata/config.json")))?
+                let file = self.at(&dir.join("userdata/config.json"));
+                read_config(&file, &mut self.buffer)?
             }
             config => config?,
         };
@@ -246,20 +255,35 @@ fn bundle_argument<'a>(argv: impl Iterator<Item = &'a str>) -> Option<PathBuf> {
     None
 }
 
-fn read_config(path: &Path) -> Result<Config, BundleError> {
+fn read_config(path: &Path, buffer: &mut Vec<u8>) -> Result<Config, BundleError> {
+    let config = read_file(path, buffer).and_then(|len| {
+        Config::parse(&buffer[..len]).map_err(|error| BundleError::Parse { path: path.to_owned(), error })
+    });
+    buffer.truncate(CONFIG_USUAL);
+    buffer.shrink_to_fit();
+    config
+}
+
+/// Reads a file to the front of a buffer; returns how much that is. Anybody may name a directory of bundles: what lies there may be no
+/// file, and is not waited for.
+fn read_file(path: &Path, buffer: &mut Vec<u8>) -> Result<usize, BundleError> {
     let error = |error| BundleError::Read { path: path.to_owned(), error };
-    let mut file = File::open(path).map_err(error)?;
-    let metadata = file.metadata().map_err(error)?;
-    if !metadata.is_file() {
-        return Err(error(io::Error::other("not a regular file")));
+    let flags = (OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW).bits();
+    let mut file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(error)?;
+    let mut len = 0;
+    loop {
+        if len > CONFIG_MAX {
+            return Err(BundleError::Large(path.to_owned()));
+        }
+        if len == buffer.len() {
+            buffer.resize((2 * len).clamp(CONFIG_USUAL, CONFIG_MAX + 1), 0);
+        }
+        len += file.read(&mut buffer[len..]).map_err(error)?;
+        // A call that does not fill the buffer has read a file to its end; runtimes write it before they begin.
+        if len < buffer.len() {
+            return Ok(len);
+        }
     }
-    if metadata.len() > CONFIG_MAX {
-        return Err(BundleError::Large(path.to_owned()));
-    }
-    let mut bytes = vec![0; usize::try_from(metadata.len()).unwrap_or(0)];
-    // In one call, as long as it was: runtimes write it before they begin.
-    file.read_exact(&mut bytes).map_err(error)?;
-    Config::parse(&bytes).map_err(|error| BundleError::Parse { path: path.to_owned(), error })
 }
 
 #[cfg(test)]
@@ -377,10 +401,17 @@ mod tests {
         let file = root.path().join(TASKS).join(ID).join("config.json");
         fs::remove_file(&file).unwrap();
         fs::create_dir(&file).unwrap();
-        assert!(bundles.container(7, &path, None).unwrap().unreadable.unwrap().contains("not a regular file"));
+        assert!(bundles.container(7, &path, None).unwrap().unreadable.unwrap().contains("Is a directory"));
         fs::remove_dir(&file).unwrap();
-        File::create(&file).unwrap().set_len(CONFIG_MAX + 1).unwrap();
+        fs::File::create(&file).unwrap().set_len(CONFIG_MAX as u64 + 1).unwrap();
         assert!(bundles.container(7, &path, None).unwrap().unreadable.unwrap().contains("larger than 16 MiB"));
+        assert_eq!(bundles.buffer.capacity(), CONFIG_USUAL);
+        fs::remove_file(&file).unwrap();
+        nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(bundles.container(7, &path, None).unwrap().unreadable.unwrap().contains("line 1 column 0"));
+        fs::remove_file(&file).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", &file).unwrap();
+        assert!(bundles.container(7, &path, None).unwrap().unreadable.unwrap().contains("symbolic link"));
     }
 
     #[test]
