@@ -295,7 +295,7 @@ impl Containers {
     }
 
     /// A process ends. With a container's first one its namespaces go, and their numbers are free for others.
-    pub fn exited(&mut self, process: ProcessKey) {
+    pub(super) fn exited(&mut self, process: ProcessKey) {
         if let Some(id) = self.inits.remove(&process) {
             self.owners.retain(|_, owner| *owner != id);
         }

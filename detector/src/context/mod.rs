@@ -102,6 +102,7 @@ impl Context {
         match event {
             Event::Cgroup { event, path } => self.cgroups.insert(event.id, path),
             Event::CgroupGone(gone) => self.containers.cgroup_gone(gone.id, time),
+            Event::Exit(exit) => self.containers.exited(ProcessKey::from_ns(exit.header.tgid, exit.header.start_ns)),
             Event::Exec(exec) => {
                 let header = &exec.event.header;
                 let has = Namespaces { mnt: header.mnt_ns, pid: header.pid_ns, shared: exec.event.shared.into() };

@@ -278,6 +278,23 @@ fn a_fake_runtime_in_another_container_earns_nothing_by_its_name() {
 }
 
 #[test]
+fn numbers_of_namespaces_are_nobodys_once_a_container_has_ended() {
+    let enters = |ended: bool| {
+        let mut stream = node();
+        if ended {
+            stream.kernel(testing::exit(APP));
+        }
+        // A runtime that makes namespaces for another container, which have the first free numbers.
+        let runtime = Actor::host(380, 100);
+        stream.kernel(testing::fork(SHELL, runtime));
+        stream.kernel(testing::namespaces(runtime, APP.mnt_ns, APP.pid_ns, HOST));
+        stream.kernel(testing::exit(runtime));
+        stream.alerts().len()
+    };
+    assert_eq!([false, true].map(enters), [1, 0]);
+}
+
+#[test]
 fn any_one_namespace_is_enough() {
     for (mnt, pid, shared, word) in [
         (APP.mnt_ns, HOST_PID, HOST, "(mount)"),
