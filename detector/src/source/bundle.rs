@@ -16,11 +16,12 @@ use nix::fcntl::OFlag;
 
 use crate::{
     context::cgroup,
-    record::{ContainerInfo, bounded},
+    record::{ContainerInfo, ContainerRole, bounded},
     source::kubelet,
 };
 
 mod config;
+mod engine;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 
@@ -224,11 +225,11 @@ impl Bundles {
     /// Reads a bundle; `None` when it describes another cgroup.
     fn read(&mut self, dir: &Path, cgroup_id: u64, path: &str, id: &str) -> Result<Option<ContainerInfo>, BundleError> {
         let file = self.at(&dir.join("config.json"));
-        let config = match read_config(&file, &mut self.buffer) {
+        let config = match read(&file, &mut self.buffer, Config::parse) {
             // CRI-O and podman keep it one level down.
             Err(BundleError::Read { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
                 let file = self.at(&dir.join("userdata/config.json"));
-                read_config(&file, &mut self.buffer)?
+                read(&file, &mut self.buffer, Config::parse)?
             }
             config => config?,
         };
@@ -236,7 +237,21 @@ impl Bundles {
             return Ok(None);
         }
         self.api = config.api();
-        Ok(Some(config.info(id, cgroup_id, path, dir)))
+        let mut info = config.info(id, cgroup_id, path, dir);
+        if info.role == ContainerRole::Plain && info.name.is_none() {
+            self.name(dir, config.hostname(), &mut info);
+        }
+        Ok(Some(info))
+    }
+
+    /// Adds what the container's engine calls it. What it did not write, or not like this, stays unsaid: the container is known without.
+    fn name(&mut self, dir: &Path, hostname: Option<&Path>, info: &mut ContainerInfo) {
+        for (engine, file) in engine::files(dir, hostname) {
+            let file = self.at(&file);
+            if read(&file, &mut self.buffer, |bytes| engine::name(engine, bytes, info)).is_ok_and(|known| known) {
+                return;
+            }
+        }
     }
 }
 
@@ -255,13 +270,17 @@ fn bundle_argument<'a>(argv: impl Iterator<Item = &'a str>) -> Option<PathBuf> {
     None
 }
 
-fn read_config(path: &Path, buffer: &mut Vec<u8>) -> Result<Config, BundleError> {
-    let config = read_file(path, buffer).and_then(|len| {
-        Config::parse(&buffer[..len]).map_err(|error| BundleError::Parse { path: path.to_owned(), error })
-    });
+/// Reads a file by way of a buffer that is kept.
+fn read<T>(
+    path: &Path,
+    buffer: &mut Vec<u8>,
+    parse: impl FnOnce(&[u8]) -> Result<T, serde_json::Error>,
+) -> Result<T, BundleError> {
+    let parsed = read_file(path, buffer)
+        .and_then(|len| parse(&buffer[..len]).map_err(|error| BundleError::Parse { path: path.to_owned(), error }));
     buffer.truncate(CONFIG_USUAL);
     buffer.shrink_to_fit();
-    config
+    parsed
 }
 
 /// Reads a file to the front of a buffer; returns how much that is. Anybody may name a directory of bundles: what lies there may be no
@@ -289,7 +308,7 @@ fn read_file(path: &Path, buffer: &mut Vec<u8>) -> Result<usize, BundleError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{ContainerRole, InfoFrom, TEXT_MAX};
+    use crate::record::{InfoFrom, TEXT_MAX};
 
     const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
     const TASKS: &str = "run/containerd/io.containerd.runtime.v2.task/k8s.io";
@@ -354,6 +373,56 @@ mod tests {
         let info = Bundles::new(root.path().to_owned()).container(7, &path, None).unwrap();
         assert_eq!((info.role, info.name.as_deref()), (ContainerRole::Member, Some("app")));
         assert_eq!(info.pod.unwrap().name, "web");
+    }
+
+    /// As Docker 28 writes it, but for what is of no interest.
+    const DOCKERS: &str = r#"{"State":{"Running":true},"ID":"0123","Config":{"Hostname":"79368d6fb890","Image":"app:1","Labels":{}},"Image":"sha256:c129","Name":"/web","Driver":"overlay2"}"#;
+    /// As podman 5 does.
+    const PODMANS: &str = r#"[{"id":"other","names":["no"],"image":"00"},{"id":"ID","names":["web"],"image":"f46a","layer":"9b3b","metadata":"{\"image-name\":\"localhost/app:1\",\"name\":\"web\"}","flags":{"MountLabel":""}}]"#;
+
+    #[test]
+    fn docker_says_what_it_calls_a_container_beside_the_containers_hostname() {
+        let (root, mut bundles) = host("other", b"{}");
+        let data = format!("/srv/docker/containers/{ID}");
+        let mounts = format!(
+            r#"{{"destination":"/etc/hostname","type":"bind","source":"{data}/hostname"}},{{"destination":"/x","type":"bind","source":"/var/lib/kubelet/{ID}/x"}}"#
+        );
+        let text =
+            format!(r#"{{"ociVersion":"1","mounts":[{mounts}],"linux":{{"cgroupsPath":"system.slice:docker:{ID}"}}}}"#);
+        let dir = root.path().join("run/containerd/io.containerd.runtime.v2.task/moby").join(ID);
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("config.json"), text).unwrap();
+        let path = format!("/system.slice/docker-{ID}.scope");
+        let info = bundles.container(7, &path, None).unwrap();
+        assert_eq!((info.name, info.role, info.unreadable), (None, ContainerRole::Plain, None));
+        let data = root.path().join(&data[1..]);
+        fs::create_dir_all(&data).unwrap();
+        for (content, name) in [(DOCKERS, Some("web")), ("{", None), ("{}", None)] {
+            fs::write(data.join("config.v2.json"), content).unwrap();
+            let info = bundles.container(7, &path, None).unwrap();
+            assert_eq!(info.name.as_deref(), name);
+            assert_eq!(info.image.as_deref(), name.map(|_| "app:1"));
+            assert_eq!(info.image_digest.as_deref(), name.map(|_| "sha256:c129"));
+            // What the engine keeps of this container is nobody's place.
+            assert_eq!(info.privileges.unwrap().mounts, []);
+        }
+    }
+
+    #[test]
+    fn podman_says_what_it_calls_containers_beside_their_bundles() {
+        for file in ["containers.json", "volatile-containers.json"] {
+            let root = tempfile::tempdir().unwrap();
+            let storage = root.path().join("var/lib/containers/storage/overlay-containers");
+            let dir = storage.join(ID).join("userdata");
+            fs::create_dir_all(&dir).unwrap();
+            fs::write(storage.join("containers.json"), "[]").unwrap();
+            fs::write(storage.join(file), PODMANS.replace("ID", ID)).unwrap();
+            fs::write(dir.join("config.json"), config("", &format!("machine.slice:libpod:{ID}"))).unwrap();
+            let path = format!("/machine.slice/libpod-{ID}.scope/container");
+            let info = Bundles::new(root.path().to_owned()).container(7, &path, None).unwrap();
+            assert_eq!((info.name.as_deref(), info.image.as_deref()), (Some("web"), Some("localhost/app:1")));
+            assert_eq!(info.image_digest.as_deref(), Some("sha256:f46a"));
+        }
     }
 
     #[test]

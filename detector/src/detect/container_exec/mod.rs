@@ -21,6 +21,7 @@ use crate::{
     context::{
         Context,
         container::{Container, Namespace, Namespaces},
+        image::is_sha256,
     },
     decode::{Event, Exec, hook_name},
     detect::{Detector, Finding, kinds, technique::CONTAINER_EXEC},
@@ -425,6 +426,8 @@ fn shown(container: &Container) -> String {
     match &container.info.name {
         Some(name) => escape_to(name, NAME),
         None if container.is_sandbox() => "the sandbox".to_owned(),
-        None => escape_to(&container.info.id, 12),
+        // As Docker and podman show it.
+        None if is_sha256(&container.info.id) => container.info.id.chars().take(12).collect(),
+        None => escape_to(&container.info.id, NAME),
     }
 }

@@ -231,6 +231,18 @@ fn the_way_in_is_told_and_past_the_cri_it_is_high() {
     runtime_exec(&mut stream, SHELL, 400, &cri_id(), &["/bin/sh"], "");
     let alert = only(&mut stream);
     assert!(alert.severity == Severity::High && alert.reasons[0].contains("runc exec by hand"), "{alert:?}");
+    for (engine, word) in [("/usr/bin/podman", "by podman exec"), ("/usr/bin/crio", "container runtime interface")] {
+        let mut stream = node();
+        let (above, monitor) = (Actor::host(370, 100), Actor::host(371, 100));
+        for (actor, parent, exe) in [(above, SHELL, engine), (monitor, above, "/usr/bin/conmon")] {
+            stream.kernel(testing::fork(parent, actor));
+            stream.kernel(testing::exec_in(actor, parent, exe, &[exe], HOST, actor.pid, ""));
+        }
+        stream.kernel(testing::exit(above));
+        runtime_exec(&mut stream, monitor, 400, &cri_id(), &["/bin/sh"], "");
+        let alert = only(&mut stream);
+        assert!(alert.severity == Severity::Medium && alert.reasons[0].contains(word), "{alert:?}");
+    }
 }
 
 const PROBED: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: web, namespace: shop}\nspec:\n  containers:\n  - name: app\n    image: x\n    livenessProbe: {exec: {command: [/bin/check, --all]}}\n";

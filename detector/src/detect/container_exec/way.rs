@@ -112,10 +112,12 @@ pub fn is_of_own_monitor(process: ProcessKey, container: &Container, context: &C
 /// How `process` came in: by its lineage when a runtime on the host did it, else by the steps that were seen.
 pub fn of(process: ProcessKey, group: Option<&Group>, kinds: &[Namespace], context: &Context) -> Way {
     if let Some((key, runtime)) = runtime_of(process, context) {
-        let monitor = context.processes.lineage(key).map(|(_, state)| state).find(|state| is_monitor(state));
+        let mut above = context.processes.lineage(key).map(|(_, state)| state);
+        let monitor = above.find(|state| is_monitor(state));
         return match monitor {
+            // CRI-O's is the same program. podman starts one for each session.
             Some(monitor) if base(&monitor.program.exe).starts_with("conmon") => {
-                if runtime.program.argv.iter().any(|arg| arg.contains("libpod")) { Way::Podman } else { Way::Cri }
+                if above.any(|state| base(&state.program.exe) == "podman") { Way::Podman } else { Way::Cri }
             }
             Some(monitor) if argument(&monitor.program.argv, "-namespace") == Some("moby") => Way::Docker,
             // The CRI's exec ids are 64 hexadecimal digits; those of containerd's client are its user's.

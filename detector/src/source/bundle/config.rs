@@ -15,6 +15,7 @@ use serde::{
 };
 
 use crate::{
+    context::image::is_sha256,
     record::{ContainerInfo, ContainerRole, HostMount, InfoFrom, MOUNTS_MAX, PodRef, Privileges, bounded},
     risky,
 };
@@ -31,9 +32,16 @@ pub struct Config {
     linux: Linux,
     #[serde(default)]
     process: Process,
+    #[serde(default, deserialize_with = "mounts")]
+    mounts: Mounts,
+}
+
+#[derive(Debug, Default)]
+struct Mounts {
     /// Bind mounts of sensitive places.
-    #[serde(default, deserialize_with = "sensitive_mounts")]
-    mounts: Vec<HostMount>,
+    sensitive: Vec<HostMount>,
+    /// What is mounted at `/etc/hostname`.
+    hostname: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -186,25 +194,31 @@ fn is_read_only<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Options, D
     Ok(found)
 }
 
-fn sensitive_mounts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<HostMount>, D::Error> {
-    let mut found = Vec::new();
+fn mounts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Mounts, D::Error> {
+    let mut found = Mounts::default();
     each(deserializer, |mount: Mount| {
         let (source, target) = (&*mount.source.0, &*mount.destination.0);
+        if target == "/etc/hostname" && source.starts_with('/') {
+            found.hostname = Some(bounded(source));
+        }
         if (mount.kind.0 == "bind" || mount.options.bind)
             && source.starts_with('/')
-            && found.len() < 4 * MOUNTS_MAX
+            && found.sensitive.len() < 4 * MOUNTS_MAX
             && risky::sensitive(source)
             && !MADE.contains(&(target, source.rsplit('/').next().unwrap_or_default()))
         {
             let (source, target) = (bounded(source), bounded(target));
-            found.push(HostMount { source, target, read_only: mount.options.read_only });
+            found.sensitive.push(HostMount { source, target, read_only: mount.options.read_only });
         }
     })?;
     Ok(found)
 }
 
 /// Goes through a list without keeping it: in memory it could take twenty times what it takes in the file.
-fn each<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D, with: impl FnMut(T)) -> Result<(), D::Error> {
+pub(super) fn each<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+    with: impl FnMut(T),
+) -> Result<(), D::Error> {
     struct Each<T, F>(F, PhantomData<T>);
     impl<'de, T: Deserialize<'de>, F: FnMut(T)> Visitor<'de> for Each<T, F> {
         type Value = ();
@@ -223,7 +237,7 @@ fn each<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D, with: i
 
 /// A text of the file, copied only where it has escapes: most are looked at and not kept.
 #[derive(Debug, Default)]
-struct Text<'a>(Cow<'a, str>);
+pub(super) struct Text<'a>(pub Cow<'a, str>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -353,6 +367,11 @@ impl Config {
         self.process.api
     }
 
+    /// Where on the host the container's `/etc/hostname` is, if it has one of its own.
+    pub fn hostname(&self) -> Option<&Path> {
+        self.mounts.hostname.as_deref().map(Path::new)
+    }
+
     pub fn info(&self, id: &str, cgroup_id: u64, path: &str, dir: &Path) -> ContainerInfo {
         let get = |key: &str| self.annotations.get(key).map(str::to_owned);
         let first = |keys: &[&str]| keys.iter().find_map(|key| get(key));
@@ -379,11 +398,15 @@ impl Config {
         };
         let pid = self.linux.namespaces.pid.as_ref();
         // What kubelet keeps of a pod for its containers: volumes, /etc/hosts, the termination log. Where the pod is not known, that of
-        // any pod.
+        // any pod. What a runtime keeps of one container, under an id that nobody knew before.
         let uid = pod.as_ref().map(|pod| pod.uid.as_str()).unwrap_or_default();
-        let own = if uid.is_empty() { "/pods/".to_owned() } else { format!("/pods/{uid}/") };
-        let is_own = |source: &str| source.contains(&own) && !source.contains("/../");
-        let mounts = self.mounts.iter().filter(|mount| !is_own(&mount.source)).take(MOUNTS_MAX).cloned().collect();
+        let pods = if uid.is_empty() { "/pods/".to_owned() } else { format!("/pods/{uid}/") };
+        let its = is_sha256(id).then(|| format!("/{id}/"));
+        let is_own = |source: &str| {
+            (source.contains(&pods) || its.as_ref().is_some_and(|its| source.contains(its))) && !source.contains("/../")
+        };
+        let mounts =
+            self.mounts.sensitive.iter().filter(|mount| !is_own(&mount.source)).take(MOUNTS_MAX).cloned().collect();
         let capabilities = self.process.capabilities.bounding.clone();
         let sandbox = first(&["io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID"]);
         ContainerInfo {

@@ -1,0 +1,92 @@
+//! What Docker and podman call a container, and the image that it is of. Bundles do not say; these are files that they keep beside
+//! others of the container, and that only root writes.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::config::each;
+use crate::record::{ContainerInfo, bounded};
+
+/// Of Docker's `config.v2.json`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Docker {
+    name: String,
+    /// Digest of the image.
+    image: Option<String>,
+    config: Option<DockerConfig>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct DockerConfig {
+    image: Option<String>,
+}
+
+/// An entry of `containers.json`, which is containers/storage's.
+#[derive(Debug, Deserialize)]
+struct Stored {
+    id: String,
+    #[serde(default)]
+    names: Vec<String>,
+    /// Hexadecimal digits of the image's digest.
+    #[serde(default)]
+    image: String,
+    #[serde(default)]
+    metadata: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Metadata {
+    image_name: Option<String>,
+}
+
+/// Who keeps what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    Docker,
+    Podman,
+}
+
+/// Files that may tell of a container: Docker's beside the container's `/etc/hostname`, podman's beside all containers' bundles.
+pub fn files(bundle: &Path, hostname: Option<&Path>) -> Vec<(Engine, PathBuf)> {
+    let docker = hostname.and_then(Path::parent).map(|dir| (Engine::Docker, dir.join("config.v2.json")));
+    let storage = bundle.parent().filter(|dir| dir.ends_with("overlay-containers"));
+    // Those of `podman run --rm` are in a file of their own.
+    let podman = storage
+        .into_iter()
+        .flat_map(|dir| ["containers.json", "volatile-containers.json"].map(|name| (Engine::Podman, dir.join(name))));
+    podman.chain(docker.filter(|_| storage.is_none())).collect()
+}
+
+/// Adds what such a file says of the container; whether it says anything.
+///
+/// # Errors
+/// When it is not what the engine writes.
+pub fn name(engine: Engine, file: &[u8], info: &mut ContainerInfo) -> Result<bool, serde_json::Error> {
+    let (name, image, digest) = match engine {
+        Engine::Docker => {
+            let Docker { name, image, config } = serde_json::from_slice(file)?;
+            (name.trim_start_matches('/').to_owned(), config.and_then(|config| config.image), image)
+        }
+        Engine::Podman => {
+            let mut found = None;
+            let mut json = serde_json::Deserializer::from_slice(file);
+            each(&mut json, |entry: Stored| {
+                if entry.id == info.id {
+                    found = Some(entry);
+                }
+            })?;
+            let Some(Stored { names, image, metadata, .. }) = found else { return Ok(false) };
+            let Some(name) = names.into_iter().next() else { return Ok(false) };
+            let metadata: Metadata = serde_json::from_str(&metadata).unwrap_or_default();
+            (name, metadata.image_name, Some(format!("sha256:{image}")).filter(|_| !image.is_empty()))
+        }
+    };
+    info.name = Some(bounded(&name));
+    info.image = image.as_deref().map(bounded);
+    info.image_digest = digest.as_deref().map(bounded);
+    Ok(true)
+}
