@@ -68,6 +68,9 @@ enum Task {
     /// Fetch and build what the node and the machines of the tests need
     #[command(hide = true)]
     Prepare,
+    /// A pod through the container runtime interface
+    #[command(hide = true)]
+    NodeRunPod { socket: PathBuf, pod: String, image: String, command: Vec<String> },
     /// A client of the CRI: connects, waits for a line, has a container execute a command, and says what that said
     #[command(hide = true)]
     NodeExecSync {
@@ -107,6 +110,7 @@ fn main() -> ExitCode {
         Task::Node(options) => node::node(&options),
         Task::NodeAct { what, pid } => node::act::act(what, pid),
         Task::Prepare => node::prepare().and_then(|()| vm::prepare_some()),
+        Task::NodeRunPod { socket, pod, image, command } => node::run_pod(&socket, &pod, &image, &command),
         Task::NodeExecSync { socket, container, command } => node::exec_sync(&socket, &container, &command),
         Task::NodeUpgrade { manifests, work, version } => node::upgrade(&manifests, &work, &version),
         Task::Loop { what, count, dir, samples } => bench::loops::run(what, count, &dir, samples),

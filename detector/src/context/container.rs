@@ -187,6 +187,12 @@ impl Containers {
 
     /// Learns what a record says of a container. `path` is its cgroup's.
     pub fn insert(&mut self, info: &ContainerInfo, path: Option<&str>) {
+        let ended = |known: &Container| known.gone.is_some() && known.info.cgroup_id != info.cgroup_id;
+        if info.cgroup_id.is_some() && self.by_id.get(&info.id).is_some_and(ended) {
+            // Another one, for whose id its user took that of one before.
+            self.gone.retain(|id| *id != info.id);
+            self.remove(&info.id);
+        }
         if let Some(cgroup) = info.cgroup_id {
             self.by_cgroup.insert(cgroup, info.id.clone());
         }
@@ -456,6 +462,22 @@ mod tests {
         assert!(containers.is_empty() && containers.of_cgroup(10, &cgroups).is_none());
         assert!(containers.by_path.is_empty() && containers.owners.is_empty());
         assert!(containers.gone.is_empty() && containers.inits.is_empty());
+    }
+
+    #[test]
+    fn a_container_with_the_id_of_one_that_has_ended_is_another() {
+        let mut containers = Containers::default();
+        for (cgroup, time) in [(10, 5), (11, 6)] {
+            containers.insert(&info("a", cgroup), Some("/a"));
+            containers.runs("a", key(3), 1, &Namespaces { mnt: 11, ..HOST }, &HOST);
+            containers.cgroup_gone(cgroup, BootNs(time));
+        }
+        containers.insert(&info("a", 12), Some("/a"));
+        assert_eq!(containers.get("a").unwrap().init, None);
+        containers.insert(&ContainerInfo { cgroup_id: None, ..info("a", 0) }, None);
+        containers.forget(BootNs(2 * RETAIN_NS));
+        assert_eq!(containers.get("a").unwrap().info.cgroup_id, Some(12));
+        assert_eq!((containers.by_cgroup.len(), containers.by_path.len()), (1, 1));
     }
 
     #[test]

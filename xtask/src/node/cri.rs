@@ -40,6 +40,20 @@ struct PodSandboxConfig {
 struct LinuxPodSandboxConfig {
     #[prost(string, tag = "1")]
     cgroup_parent: String,
+    #[prost(message, optional, tag = "2")]
+    security_context: Option<SandboxSecurityContext>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct SandboxSecurityContext {
+    #[prost(message, optional, tag = "1")]
+    namespace_options: Option<NamespaceOption>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct RunPodSandboxRequest {
+    #[prost(message, optional, tag = "1")]
+    config: Option<PodSandboxConfig>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -104,6 +118,7 @@ struct NamespaceOption {
 
 /// `NamespaceMode`: each container its own, or that of another container.
 const CONTAINER: i32 = 1;
+const NODE: i32 = 2;
 const TARGET: i32 = 3;
 
 /// Requests and replies whose only field of interest is a string with tag 1: container ids, image references.
@@ -162,6 +177,24 @@ pub fn exec_sync(socket: &Path, container: &str, command: &[String]) -> anyhow::
     Ok(())
 }
 
+/// Runs a pod `shop/<pod>` in the node's network, with one container `app`; prints that one's id.
+///
+/// # Errors
+/// When the runtime refuses.
+pub fn run_pod(socket: &Path, pod: &str, image: &str, command: &[String]) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let command: Vec<_> = command.iter().map(String::as_str).collect();
+    let container = runtime.block_on(async {
+        let (mut cri, _) = Cri::connect(socket).await?;
+        let sandbox = cri.run_sandbox(pod).await?;
+        let container = cri.create(&sandbox, "app", image, &command, None).await?;
+        cri.start(&container).await?;
+        anyhow::Ok(container)
+    })?;
+    println!("{container}");
+    Ok(())
+}
+
 /// `ContainerState`: it has ended.
 const EXITED: i32 = 2;
 
@@ -174,6 +207,16 @@ pub struct Sandbox {
     pub namespace: String,
     /// The pod's cgroup, which its containers are made in.
     pub cgroup: String,
+}
+
+impl Sandbox {
+    fn config(&self) -> PodSandboxConfig {
+        let Self { name, uid, namespace, cgroup, .. } = self.clone();
+        PodSandboxConfig {
+            metadata: Some(PodSandboxMetadata { name, uid, namespace }),
+            linux: Some(LinuxPodSandboxConfig { cgroup_parent: cgroup, security_context: None }),
+        }
+    }
 }
 
 /// A connection; clones share it.
@@ -192,6 +235,24 @@ impl Cri {
         let mut cri = Self { channel: Grpc::new(endpoint.connect().await?) };
         let version: Version = cri.call("RuntimeService/Version", Nothing {}).await?;
         Ok((cri, format!("{} {}", version.runtime_name, version.runtime_version)))
+    }
+
+    /// Runs the sandbox of a pod in the node's network.
+    async fn run_sandbox(&mut self, name: &str) -> anyhow::Result<Sandbox> {
+        let mut sandbox = Sandbox {
+            id: String::new(),
+            name: name.to_owned(),
+            uid: "0d1c9c1e-5f0e-4f57-9d0c-6f4f5d1c3a52".to_owned(),
+            namespace: "shop".to_owned(),
+            cgroup: String::new(),
+        };
+        let mut config = sandbox.config();
+        let namespaces = NamespaceOption { network: NODE, pid: CONTAINER, ..NamespaceOption::default() };
+        let security_context = Some(SandboxSecurityContext { namespace_options: Some(namespaces) });
+        config.linux = Some(LinuxPodSandboxConfig { security_context, ..LinuxPodSandboxConfig::default() });
+        let request = RunPodSandboxRequest { config: Some(config) };
+        sandbox.id = self.call::<_, Id>("RuntimeService/RunPodSandbox", request).await?.id;
+        Ok(sandbox)
     }
 
     /// Creates a container in a pod; `target` is the container whose processes it is to see. Returns its id.
@@ -221,14 +282,7 @@ impl Cri {
                     security_context: Some(SecurityContext { namespace_options: Some(namespaces) }),
                 }),
             }),
-            sandbox_config: Some(PodSandboxConfig {
-                metadata: Some(PodSandboxMetadata {
-                    name: sandbox.name.clone(),
-                    uid: sandbox.uid.clone(),
-                    namespace: sandbox.namespace.clone(),
-                }),
-                linux: Some(LinuxPodSandboxConfig { cgroup_parent: sandbox.cgroup.clone() }),
-            }),
+            sandbox_config: Some(sandbox.config()),
         };
         Ok(self.call::<_, Id>("RuntimeService/CreateContainer", request).await?.id)
     }

@@ -34,7 +34,7 @@ use crate::{
 use daemons::{Node, place};
 use scenario::Scenario;
 
-pub use cri::exec_sync;
+pub use cri::{exec_sync, run_pod};
 pub use scenario::act;
 pub use upgrade::upgrade;
 

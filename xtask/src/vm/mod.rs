@@ -4,6 +4,8 @@
 
 mod cost;
 mod coverage;
+mod debian;
+mod engines;
 mod golden;
 mod kernels;
 mod systemd;
@@ -23,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{check, root};
+use engines::engines;
 use kernels::{Kernel, Wanted};
 use systemd::systemd;
 
@@ -65,6 +68,9 @@ pub struct Options {
     /// The Debian package under Debian 12's systemd instead of the suite
     #[arg(long, conflicts_with_all = ["kernel", "all", "shell", "json", "coverage", "from"])]
     systemd: bool,
+    /// Docker, podman and containerd 2 on a Debian of today instead of the suite
+    #[arg(long, conflicts_with_all = ["kernel", "all", "shell", "json", "coverage", "from", "systemd"])]
+    engines: bool,
     /// Write the matrix to FILE as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -85,6 +91,7 @@ impl Options {
             arch: Arch::Amd64,
             shell: false,
             systemd: false,
+            engines: false,
             json: None,
             coverage: None,
             from: None,
@@ -134,6 +141,9 @@ impl CaseResult {
 pub fn vm(options: &Options) -> anyhow::Result<()> {
     if options.systemd {
         return systemd();
+    }
+    if options.engines {
+        return engines();
     }
     let outcomes = match &options.from {
         Some(file) => {
