@@ -29,11 +29,11 @@ ExecStart=/bin/sh /media/tried.sh
 
 /// What is tried, and on what.
 pub struct Trial {
-    pub name: &'static str,
+    pub name: String,
     /// The distribution, by its name.
     pub suite: &'static str,
     /// What Debian's essential packages lack.
-    pub packages: &'static str,
+    pub packages: String,
     /// Units that cannot be started before the script unmasks them.
     pub masked: &'static [&'static str],
     /// The disk's size, and the machine's memory in MiB.

@@ -130,12 +130,12 @@ check "docker exec with a terminal" docker_terminal
 check "a container with everything, by docker" docker_privileged
 check "nsenter into a container of docker" joined
 check "runc exec by hand into a container of docker" by_hand
-podman import $work/image.tar app:1 >/dev/null
+podman import --quiet $work/image.tar app:1 >/dev/null 2>&1
 check "podman exec, by crun" podman_exec crun
 check "podman exec, by runc" podman_exec runc
 check "a container with everything, by podman" podman_privileged
 check "ctr task exec" ctr_exec
-check "a pod by the CRI of containerd 2" pod
+check "a pod by the CRI of containerd" pod
 check "containers that come and go" turnover
 check "nothing else is above low" benign
 check "the agent ends, and lost nothing" ended

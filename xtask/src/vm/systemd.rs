@@ -7,25 +7,26 @@ use super::{
 };
 use crate::deb;
 
-const TRIAL: Trial = Trial {
-    name: "systemd",
-    suite: "bookworm",
-    // The first process and its programs, kill, what reads JSON.
-    packages: "systemd-sysv,dbus,init-system-helpers,procps,jq",
-    masked: &[],
-    disk: "640M",
-    memory: 1024,
-    script: include_str!("systemd.sh"),
-};
+/// The first process and its programs, kill, what reads JSON.
+const PACKAGES: &str = "systemd-sysv,dbus,init-system-helpers,procps,jq";
 
 /// Tries the package.
 ///
 /// # Errors
 /// When something is not as it should be.
 pub fn systemd() -> anyhow::Result<()> {
-    let kernel = TRIAL.kernel()?;
+    let trial = Trial {
+        name: "systemd".to_owned(),
+        suite: "bookworm",
+        packages: PACKAGES.to_owned(),
+        masked: &[],
+        disk: "640M",
+        memory: 1024,
+        script: include_str!("systemd.sh"),
+    };
+    let kernel = trial.kernel()?;
     let package = place().join("detector.deb");
     let program = crate::build_static(Arch::Amd64)?.join("detector");
     deb::of(program, Arch::Amd64, deb::MAINTAINER, &package)?;
-    TRIAL.run(&kernel, &[(&package, "detector.deb")])
+    trial.run(&kernel, &[(&package, "detector.deb")])
 }
