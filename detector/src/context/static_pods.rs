@@ -44,11 +44,12 @@ impl StaticPods {
         self.last.as_ref()
     }
 
-    /// Of what kind this command is, if it is one that kubelet is told to run in the container, by the pod's manifest or the runtime's word.
+    /// Of what kind this command is, if it is one that kubelet or Docker is told to run in the container, by the pod's manifest or the
+    /// runtime's word.
     #[must_use]
     pub fn probe(&self, container: &Container, argv: &Argv) -> Option<&'static str> {
         if container.info.expected_execs.iter().any(|expected| argv == expected.as_slice()) {
-            return Some("life-cycle hook");
+            return Some(if container.info.pod.is_some() { "life-cycle hook" } else { "health check" });
         }
         let (pod, name) = (container.info.pod.as_ref()?, container.info.name.as_ref()?);
         self.of(pod)

@@ -376,7 +376,7 @@ mod tests {
     }
 
     /// As Docker 28 writes it, but for what is of no interest.
-    const DOCKERS: &str = r#"{"State":{"Running":true},"ID":"0123","Config":{"Hostname":"79368d6fb890","Image":"app:1","Labels":{}},"Image":"sha256:c129","Name":"/web","Driver":"overlay2"}"#;
+    const DOCKERS: &str = r#"{"State":{"Running":true},"ID":"0123","Config":{"Hostname":"79368d6fb890","Healthcheck":{"Test":["CMD-SHELL","curl x"],"Interval":2000000000},"Image":"app:1","Labels":{}},"Image":"sha256:c129","Name":"/web","Driver":"overlay2"}"#;
     /// As podman 5 does.
     const PODMANS: &str = r#"[{"id":"other","names":["no"],"image":"00"},{"id":"ID","names":["web"],"image":"f46a","layer":"9b3b","metadata":"{\"image-name\":\"localhost/app:1\",\"name\":\"web\"}","flags":{"MountLabel":""}}]"#;
 
@@ -403,6 +403,7 @@ mod tests {
             assert_eq!(info.name.as_deref(), name);
             assert_eq!(info.image.as_deref(), name.map(|_| "app:1"));
             assert_eq!(info.image_digest.as_deref(), name.map(|_| "sha256:c129"));
+            assert_eq!(info.expected_execs, name.map(|_| ["/bin/sh", "-c", "curl x"]).as_slice());
             // What the engine keeps of this container is nobody's place.
             assert_eq!(info.privileges.unwrap().mounts, []);
         }

@@ -50,6 +50,14 @@ docker_terminal() {
     entered medium web app:1 typed "interactive: it has a terminal"
 }
 
+# What the image, or whoever started the container, has Docker execute again and again.
+docker_health() {
+    docker run -d --name well --network none --health-cmd '/bin/echo health' --health-interval 1s app:1 /bin/sleep 6000 || return
+    soon docker_is_well && told '.technique.id == "container-exec" and .severity == "low" and .title == "health check of container well runs: /bin/sh -c /bin/echo health"'
+}
+
+docker_is_well() { docker inspect -f '{{.State.Health.Status}}' well | grep -x healthy; }
+
 docker_privileged() {
     docker run --rm --name mighty --network none --privileged -v /:/host app:1 /bin/echo all || return
     told '.technique.id == "malicious-operator" and .container.name == "mighty" and (.reasons | join(" ") | contains("at /host"))'
@@ -70,6 +78,12 @@ by_hand() {
 podman_exec() {
     podman run -d --runtime "$1" --name "$1-web" --network none localhost/app:1 /bin/sleep 6000 && podman exec "$1-web" /bin/echo "$1" || return
     entered medium "$1-web" localhost/app:1 "$1" "by podman exec"
+}
+
+podman_copies() {
+    podman cp $work/image.tar crun-web:/copied || return
+    told '.technique.id == "container-exec" and .severity == "medium" and .container.name == "crun-web" and .process.argv[1] == "cp"
+        and (.reasons | join(" ") | contains("podman itself"))'
 }
 
 podman_privileged() {
@@ -110,7 +124,7 @@ turnover() {
 benign() {
     sleep 12
     jq -Mc 'select(.severity != "low" and .severity != "info")
-        | select((.technique.id == "container-exec" and (.process.argv[-1] | IN("early", "mine", "typed", "joined", "runc", "crun", "ctr", "pod", "sync")))
+        | select((.technique.id == "container-exec" and (.process.argv[-1] | IN("early", "mine", "typed", "joined", "runc", "crun", "ctr", "pod", "sync", "crun-web:/copied")))
             or (.technique.id == "malicious-operator" and (.container.name | IN("mighty", "almighty")))
             or (.technique.id == "malicious-pause-container" and .pod.name == "web") | not)
         | [.severity, .technique.id, .title, .container, .reasons]' $alerts >$work/others
@@ -127,12 +141,14 @@ check "the agent watches" watching
 check "docker exec into a container that was there before" before
 check "docker exec" docker_exec
 check "docker exec with a terminal" docker_terminal
+check "a health check of docker" docker_health
 check "a container with everything, by docker" docker_privileged
 check "nsenter into a container of docker" joined
 check "runc exec by hand into a container of docker" by_hand
 podman import --quiet $work/image.tar app:1 >/dev/null 2>&1
 check "podman exec, by crun" podman_exec crun
 check "podman exec, by runc" podman_exec runc
+check "podman cp" podman_copies
 check "a container with everything, by podman" podman_privileged
 check "ctr task exec" ctr_exec
 check "a pod by the CRI of containerd" pod

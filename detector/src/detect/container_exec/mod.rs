@@ -184,7 +184,7 @@ impl ContainerExec {
         self.tell(actor, &container.info.id);
         let way = way::of(actor, group.as_ref(), &kinds, context);
         let probe = match &way {
-            Way::Cri if exec.event.tty[0] == 0 => context.static_pods.probe(container, &exec.argv),
+            Way::Cri | Way::Docker if exec.event.tty[0] == 0 => context.static_pods.probe(container, &exec.argv),
             _ => None,
         };
         let command = || (container.info.id.clone(), exec.argv.to_vec());
@@ -344,7 +344,12 @@ fn judge(
     let mut reasons = vec![way.to_string()];
     let mut severity = if way.is_usual() { Severity::Medium } else { Severity::High };
     if probe.is_some() {
-        reasons.insert(0, "the pod's specification has kubelet run this command".to_owned());
+        let why = if container.info.pod.is_some() {
+            "the pod's specification has kubelet run this command"
+        } else {
+            "the container's health check is this command"
+        };
+        reasons.insert(0, why.to_owned());
         return (Severity::Low, reasons);
     }
     if interactive {

@@ -290,6 +290,51 @@ fn a_fake_runtime_in_another_container_earns_nothing_by_its_name() {
 }
 
 #[test]
+fn dockers_health_check_is_low_once_and_another_command_or_one_with_a_terminal_is_not() {
+    let told = |argv: &[&str], tty: &str| {
+        let mut stream = Stream::new();
+        stream.kernel(testing::fork(SHELL, SHIM));
+        let shim = ["/usr/bin/containerd-shim-runc-v2", "-namespace", "moby"];
+        stream.kernel(testing::exec_in(SHIM, SHELL, shim[0], &shim, HOST, 200, ""));
+        let mut info = testing::container("app-id", 901, ContainerRole::Plain, "web");
+        (info.name, info.pod, info.sandbox_id) = (Some("web".to_owned()), None, None);
+        info.expected_execs = vec![["/bin/check", "all"].map(str::to_owned).to_vec()];
+        start(&mut stream, APP, info, "/bin/app");
+        for pid in [400, 410] {
+            runtime_exec(&mut stream, SHIM, pid, &cri_id(), argv, tty);
+        }
+        alerts(&mut stream).into_iter().map(|alert| (alert.severity, alert.title)).collect::<Vec<_>>()
+    };
+    let check = (Severity::Low, "health check of container web runs: /bin/check all".to_owned());
+    assert_eq!(told(&["/bin/check", "all"], ""), [check]);
+    for (argv, tty) in [(["/bin/check", "some"], ""), (["/bin/check", "all"], "pts0")] {
+        assert_eq!(told(&argv, tty)[0].0, Severity::Medium);
+    }
+}
+
+#[test]
+fn podman_that_copies_files_is_medium_and_whoever_is_called_so_in_a_container_is_not() {
+    let told = |by: Actor, exe: &str| {
+        let mut stream = node();
+        let other = Actor { pid: 240, start: 24, cgroup: 905, mnt_ns: 65, pid_ns: 75 };
+        let mut info = testing::container("other-id", 905, ContainerRole::Plain, "other");
+        (info.pod, info.sandbox_id) = (None, None);
+        start(&mut stream, other, info, "/bin/other");
+        let parent = if by.cgroup == other.cgroup { other } else { SHELL };
+        stream.kernel(testing::fork(parent, by));
+        stream.kernel(testing::exec_in(by, parent, exe, &[exe, "cp"], HOST, by.pid, ""));
+        stream.kernel(testing::namespaces(by, APP.mnt_ns, APP.pid_ns, HOST));
+        stream.kernel(testing::exit(by));
+        only(&mut stream)
+    };
+    let alert = told(Actor::host(390, 100), "/usr/bin/podman");
+    assert!(alert.severity == Severity::Medium && alert.reasons[0].contains("podman cp"), "{alert:?}");
+    assert_eq!(told(Actor::host(390, 100), "/usr/bin/other").severity, Severity::High);
+    let inside = Actor { pid: 390, start: 100, cgroup: 905, mnt_ns: 65, pid_ns: 75 };
+    assert_eq!(told(inside, "/usr/bin/podman").severity, Severity::Critical);
+}
+
+#[test]
 fn numbers_of_namespaces_are_nobodys_once_a_container_has_ended() {
     let enters = |ended: bool| {
         let mut stream = node();

@@ -31,6 +31,8 @@ pub enum Way {
     Cri,
     Docker,
     Podman,
+    /// podman itself, which enters containers to copy files and to list processes.
+    PodmanItself,
     /// The runtime, asked by containerd's own client.
     Ctr,
     /// The OCI runtime itself, run by nobody's monitor.
@@ -47,7 +49,7 @@ impl Way {
     /// Whether this is how clusters are operated day by day. Some network plugins run their tools in pods' network namespaces.
     pub fn is_usual(&self) -> bool {
         match self {
-            Self::Cri | Self::Docker | Self::Podman | Self::Debug(_) => true,
+            Self::Cri | Self::Docker | Self::Podman | Self::PodmanItself | Self::Debug(_) => true,
             Self::Namespaces(kinds, _) => !kinds.iter().any(|kind| matches!(kind, Namespace::Mnt | Namespace::Pid)),
             Self::Ctr | Self::Runtime(_) | Self::Cgroup => false,
         }
@@ -60,6 +62,7 @@ impl fmt::Display for Way {
             Self::Cri => f.write_str("through the container runtime interface: kubectl exec, crictl exec or a probe"),
             Self::Docker => f.write_str("by docker exec"),
             Self::Podman => f.write_str("by podman exec"),
+            Self::PodmanItself => f.write_str("by podman itself, as for podman cp and podman top"),
             Self::Ctr => f.write_str("by containerd's own client (ctr task exec), past kubelet"),
             Self::Runtime(name) => write!(f, "by {} exec by hand, past the container runtime", escape_to(name, 32)),
             Self::Namespaces(kinds, Some(by)) => {
@@ -131,7 +134,10 @@ pub fn of(process: ProcessKey, group: Option<&Group>, kinds: &[Namespace], conte
     if kinds.is_empty() {
         return Way::Cgroup;
     }
-    Way::Namespaces(kinds, group.map(|group| base(&group.by).to_owned()))
+    match group.map(|group| base(&group.by)) {
+        Some("podman") if context.container_of(process).is_none() => Way::PodmanItself,
+        by => Way::Namespaces(kinds, by.map(str::to_owned)),
+    }
 }
 
 /// Whether a process looks after containers for a runtime, by its name.

@@ -1,12 +1,12 @@
-//! What Docker and podman call a container, and the image that it is of. Bundles do not say; these are files that they keep beside
-//! others of the container, and that only root writes.
+//! What Docker and podman call a container, the image that it is of, and Docker's health check. Bundles do not say; these are files that
+//! they keep beside others of the container, and that only root writes.
 
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
 use super::config::each;
-use crate::record::{ContainerInfo, bounded};
+use crate::record::{ContainerInfo, TEXT_MAX, bounded};
 
 /// Of Docker's `config.v2.json`.
 #[derive(Debug, Deserialize)]
@@ -22,6 +22,32 @@ struct Docker {
 #[serde(rename_all = "PascalCase")]
 struct DockerConfig {
     image: Option<String>,
+    healthcheck: Option<Healthcheck>,
+    /// What runs a health check that is a line.
+    shell: Option<Vec<String>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Healthcheck {
+    #[serde(default)]
+    test: Option<Vec<String>>,
+}
+
+impl DockerConfig {
+    /// What Docker executes in the container again and again.
+    fn health_check(&self) -> Option<Vec<String>> {
+        let test = self.healthcheck.as_ref()?.test.as_ref()?;
+        let (form, command) = test.split_first()?;
+        match form.as_str() {
+            "CMD" => Some(command.to_vec()),
+            "CMD-SHELL" => {
+                let shell = self.shell.clone().unwrap_or_else(|| ["/bin/sh", "-c"].map(str::to_owned).to_vec());
+                Some([shell.as_slice(), command].concat())
+            }
+            _ => None,
+        }
+    }
 }
 
 /// An entry of `containers.json`, which is containers/storage's.
@@ -61,6 +87,11 @@ pub fn files(bundle: &Path, hostname: Option<&Path>) -> Vec<(Engine, PathBuf)> {
     podman.chain(docker.filter(|_| storage.is_none())).collect()
 }
 
+/// Whether a command can be kept. One that is cut is another command.
+fn is_small(argv: &[String]) -> bool {
+    argv.iter().map(String::len).sum::<usize>() <= TEXT_MAX
+}
+
 /// Adds what such a file says of the container; whether it says anything.
 ///
 /// # Errors
@@ -69,6 +100,8 @@ pub fn name(engine: Engine, file: &[u8], info: &mut ContainerInfo) -> Result<boo
     let (name, image, digest) = match engine {
         Engine::Docker => {
             let Docker { name, image, config } = serde_json::from_slice(file)?;
+            let health_check = config.as_ref().and_then(DockerConfig::health_check);
+            info.expected_execs = health_check.filter(|argv| is_small(argv)).into_iter().collect();
             (name.trim_start_matches('/').to_owned(), config.and_then(|config| config.image), image)
         }
         Engine::Podman => {
