@@ -246,7 +246,7 @@ impl Bundles {
 
     /// Adds what the container's engine calls it. What it did not write, or not like this, stays unsaid: the container is known without.
     fn name(&mut self, dir: &Path, hostname: Option<&Path>, info: &mut ContainerInfo) {
-        for (engine, file) in engine::files(dir, hostname) {
+        for (engine, file) in engine::files(&info.id, dir, hostname) {
             let file = self.at(&file);
             if read(&file, &mut self.buffer, |bytes| engine::name(engine, bytes, info)).is_ok_and(|known| known) {
                 return;
@@ -404,6 +404,7 @@ mod tests {
             assert_eq!(info.image.as_deref(), name.map(|_| "app:1"));
             assert_eq!(info.image_digest.as_deref(), name.map(|_| "sha256:c129"));
             assert_eq!(info.expected_execs, name.map(|_| ["/bin/sh", "-c", "curl x"]).as_slice());
+            assert_eq!(engine::files("other", Path::new("/b"), Some(Path::new(&format!("/{ID}/hostname")))), []);
             // What the engine keeps of this container is nobody's place.
             assert_eq!(info.privileges.unwrap().mounts, []);
         }

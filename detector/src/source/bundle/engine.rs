@@ -77,8 +77,10 @@ pub enum Engine {
 }
 
 /// Files that may tell of a container: Docker's beside the container's `/etc/hostname`, podman's beside all containers' bundles.
-pub fn files(bundle: &Path, hostname: Option<&Path>) -> Vec<(Engine, PathBuf)> {
-    let docker = hostname.and_then(Path::parent).map(|dir| (Engine::Docker, dir.join("config.v2.json")));
+pub fn files(id: &str, bundle: &Path, hostname: Option<&Path>) -> Vec<(Engine, PathBuf)> {
+    // Another `/etc/hostname` may be mounted by whoever starts the container, who does not know its id.
+    let docker = hostname.and_then(Path::parent).filter(|dir| dir.ends_with(id));
+    let docker = docker.map(|dir| (Engine::Docker, dir.join("config.v2.json")));
     let storage = bundle.parent().filter(|dir| dir.ends_with("overlay-containers"));
     // Those of `podman run --rm` are in a file of their own.
     let podman = storage
