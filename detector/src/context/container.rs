@@ -278,6 +278,8 @@ impl Containers {
         container.namespaces = *has;
         self.inits.insert(process, id.to_owned());
         let container = self.by_id.get(id)?;
+        // All of a user's containers without root have that user's.
+        let inherits_user = container.info.privileges.as_ref().is_some_and(|may| may.host_user);
         for ((kind, inode), (_, hosts)) in has.each().into_iter().zip(host.each()) {
             let is_new = match kind {
                 Namespace::Mnt | Namespace::Cgroup => true,
@@ -286,7 +288,8 @@ impl Containers {
             };
             // Numbers are used again as soon as they are free.
             let keeps = !is_new && self.owner(kind, inode).is_some_and(|owner| owner.is_with(container));
-            if inode != 0 && inode != hosts && !keeps {
+            let inherited = kind == Namespace::User && inherits_user;
+            if inode != 0 && inode != hosts && !keeps && !inherited {
                 self.owners.insert((kind, inode), id.to_owned());
             }
         }
@@ -378,6 +381,7 @@ fn merge(known: &mut ContainerInfo, new: &ContainerInfo) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::Privileges;
 
     const HOST: Namespaces =
         Namespaces { mnt: 1, pid: 2, shared: SharedNamespaces { net: 3, ipc: 4, uts: 5, cgroup: 6, user: 7 } };
@@ -427,6 +431,20 @@ mod tests {
                     assert_eq!(containers.of_namespaces(&inside, None), None);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_user_namespace_is_the_containers_only_where_it_was_made_for_it() {
+        for host_user in [false, true] {
+            let mut containers = Containers::default();
+            let privileges = Some(Box::new(Privileges { host_user, ..Privileges::default() }));
+            containers.insert(&ContainerInfo { privileges, ..info("a", 10) }, None);
+            let users = SharedNamespaces { user: 17, ..HOST.shared };
+            containers.runs("a", key(3), 1, &Namespaces { mnt: 11, pid: 12, shared: users }, &HOST);
+            let owner = containers.owner(Namespace::User, 17).map(|owner| owner.info.id.as_str());
+            assert_eq!(owner, (!host_user).then_some("a"));
+            assert!(containers.owner(Namespace::Mnt, 11).is_some());
         }
     }
 

@@ -61,6 +61,8 @@ pub struct Privileges {
     pub host_network: bool,
     /// The same of IPC.
     pub host_ipc: bool,
+    /// It has no user namespace of its own, but the one in which it was made: the host's, or that of whoever runs containers without root.
+    pub host_user: bool,
     /// No seccomp profile.
     pub unconfined: bool,
     /// It may use every device of the node.

@@ -5,7 +5,8 @@ use super::{debian::Trial, kernels::Arch};
 
 /// Releases, and where each has Docker's client: Docker 20.10 and containerd 1.6, 26 and 1.7, 28 and 2.1 as this was written.
 const RELEASES: [(&str, &str); 3] = [("bookworm", ""), ("trixie", ",docker-cli"), ("sid", ",docker-cli")];
-const PACKAGES: &str = "systemd-sysv,dbus,init-system-helpers,procps,jq,busybox-static,docker.io,podman,crun";
+const PACKAGES: &str = "systemd-sysv,dbus,init-system-helpers,procps,jq,busybox-static,docker.io,podman,crun,\
+     uidmap,dbus-user-session,libpam-systemd";
 
 /// Tries the engines.
 ///

@@ -91,6 +91,23 @@ podman_privileged() {
     told '.technique.id == "malicious-operator" and .container.name == "almighty" and (.reasons | join(" ") | contains("/etc at /host"))'
 }
 
+# A user's containers, which share that user's namespace of users.
+as_user() { su - tried -c "export XDG_RUNTIME_DIR=/run/user/1000 DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/1000/bus; $*"; }
+
+rootless() {
+    echo "tried:x:1000:1000::/home/tried:/bin/sh" >>/etc/passwd
+    echo "tried:x:1000:" >>/etc/group
+    echo "tried:*:19000:0:99999:7:::" >>/etc/shadow
+    echo "tried:100000:65536" | tee /etc/subuid >/etc/subgid
+    mkdir -p /home/tried && chown tried:tried /home/tried && chmod 755 $work || return
+    loginctl enable-linger tried && soon test -S /run/user/1000/bus || return
+    as_user podman import --quiet $work/image.tar app:1 || return
+    as_user podman run -d --name mine --network none localhost/app:1 /bin/sleep 6000 || return
+    as_user podman run --rm --network none localhost/app:1 /bin/echo benign || return
+    as_user podman exec mine /bin/echo rootless || return
+    entered medium mine localhost/app:1 rootless "by podman exec"
+}
+
 ctr_exec() {
     docker save app:1 | ctr image import - || return
     ctr run -d docker.io/library/app:1 by-ctr /bin/sleep 6000 && ctr task exec --exec-id one by-ctr /bin/echo ctr || return
@@ -124,7 +141,7 @@ turnover() {
 benign() {
     sleep 12
     jq -Mc 'select(.severity != "low" and .severity != "info")
-        | select((.technique.id == "container-exec" and (.process.argv[-1] | IN("early", "mine", "typed", "joined", "runc", "crun", "ctr", "pod", "sync", "crun-web:/copied")))
+        | select((.technique.id == "container-exec" and (.process.argv[-1] | IN("early", "mine", "typed", "joined", "runc", "crun", "ctr", "pod", "sync", "rootless", "crun-web:/copied")))
             or (.technique.id == "malicious-operator" and (.container.name | IN("mighty", "almighty")))
             or (.technique.id == "malicious-pause-container" and .pod.name == "web") | not)
         | [.severity, .technique.id, .title, .container, .reasons]' $alerts >$work/others
@@ -150,6 +167,7 @@ check "podman exec, by crun" podman_exec crun
 check "podman exec, by runc" podman_exec runc
 check "podman cp" podman_copies
 check "a container with everything, by podman" podman_privileged
+check "podman exec without root" rootless
 check "ctr task exec" ctr_exec
 check "a pod by the CRI of containerd" pod
 check "containers that come and go" turnover

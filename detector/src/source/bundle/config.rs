@@ -62,6 +62,7 @@ struct Namespaces {
     pid: Option<String>,
     net: bool,
     ipc: bool,
+    user: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -139,6 +140,7 @@ fn namespaces<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Namespaces, 
         "pid" if found.pid.is_none() => found.pid = Some(namespace.path.0.into_owned()),
         "network" => found.net = true,
         "ipc" => found.ipc = true,
+        "user" => found.user = true,
         _ => {}
     })?;
     Ok(found)
@@ -433,6 +435,7 @@ impl Config {
             privileges: Some(Box::new(Privileges {
                 host_network: !self.linux.namespaces.net,
                 host_ipc: !self.linux.namespaces.ipc,
+                host_user: !self.linux.namespaces.user,
                 unconfined: self.linux.seccomp.is_none(),
                 devices: self.linux.resources.devices,
                 capabilities,
