@@ -19,7 +19,7 @@ use crate::{
         cri::{self, Answer, Cri},
         kernel::{Kernel, btf, hooks::HOOKS, hooks::Hook},
         kubelet,
-        live::Options,
+        live::{LiveError, Options},
         manifest::View,
         proc,
     },
@@ -34,6 +34,9 @@ pub fn doctor(options: &Options) -> anyhow::Result<ExitCode> {
     host(&mut report, options)?;
     let attached = Kernel::attach(&options.kernel);
     let mut problems = Vec::new();
+    if !proc::in_initial_pid_namespace() {
+        problems.push(LiveError::PidNamespace.to_string());
+    }
     let mut notes = Vec::new();
     writeln!(report, "\nHooks")?;
     match &attached {

@@ -644,6 +644,19 @@ fn doctor_fails_when_a_required_hook_is_missing_and_names_it() {
 }
 
 #[test]
+fn a_pid_namespace_that_is_not_the_hosts_is_refused_by_name() {
+    for command in ["run", "doctor"] {
+        let output = Command::new("unshare")
+            .args(["--pid", "--fork", "--mount-proc", env!("CARGO_BIN_EXE_detector"), command])
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1), "{command}");
+        let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains("hostPID"), "{command}: {said}");
+    }
+}
+
+#[test]
 fn a_truncated_btf_file_is_named() {
     let whole = fs::read("/sys/kernel/btf/vmlinux").unwrap();
     let mut file = tempfile::NamedTempFile::new().unwrap();

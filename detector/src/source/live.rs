@@ -89,6 +89,11 @@ impl Identity {
 /// Why the live source cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum LiveError {
+    #[error(
+        "this is not the host's pid namespace, so that no process is the one that the kernel speaks of: run in the host's (hostPID: true in a \
+         pod, --pid=host with docker and podman; with kind, on the machine itself, which sees its nodes)"
+    )]
+    PidNamespace,
     #[error(transparent)]
     Kernel(#[from] KernelError),
     #[error("listing processes: {0}. Is /proc mounted?")]
@@ -144,6 +149,9 @@ impl Live {
     /// # Errors
     /// When the kernel source cannot start at all, or `/proc` cannot be read.
     pub fn start(options: &Options, out: &mut Vec<Record>) -> Result<Self, LiveError> {
+        if !proc::in_initial_pid_namespace() {
+            return Err(LiveError::PidNamespace);
+        }
         let mut kernel = Kernel::attach(&options.kernel)?;
         let trusted = options.deny.as_deref().map(Trusted::new).transpose()?;
         if let Some(trusted) = &trusted {

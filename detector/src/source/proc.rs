@@ -49,6 +49,13 @@ pub fn start(hooks: &[HookState], node: Option<String>) -> Start {
     }
 }
 
+/// Whether this process has the pids by which the kernel's records speak; as far as that can be told. The number of the initial pid
+/// namespace is `PID_NS_INIT_INO` of `linux/nsfs.h`, the same since 3.8.
+#[must_use]
+pub fn in_initial_pid_namespace() -> bool {
+    matches!(namespace(Path::new("/proc/self/ns/pid")), 0 | 0xEFFF_FFFC)
+}
+
 /// The initial process's namespace, or kthreadd's where the initial process may not be looked at (it holds
 /// capabilities that the agent does not); 0 when neither can be read.
 fn host_namespace(which: &str) -> u32 {
