@@ -412,16 +412,21 @@ mod tests {
 
     #[test]
     fn podman_says_what_it_calls_containers_beside_their_bundles() {
-        for file in ["containers.json", "volatile-containers.json"] {
-            let root = tempfile::tempdir().unwrap();
-            let storage = root.path().join("var/lib/containers/storage/overlay-containers");
+        let root = "/var/lib/containers/storage/overlay-containers";
+        let user = "/home/u/.local/share/containers/storage/vfs-containers";
+        for (place, file) in [(root, "containers.json"), (root, "volatile-containers.json"), (user, "containers.json")]
+        {
+            let host = tempfile::tempdir().unwrap();
+            let storage = host.path().join(&place[1..]);
             let dir = storage.join(ID).join("userdata");
             fs::create_dir_all(&dir).unwrap();
             fs::write(storage.join("containers.json"), "[]").unwrap();
             fs::write(storage.join(file), PODMANS.replace("ID", ID)).unwrap();
             fs::write(dir.join("config.json"), config("", &format!("machine.slice:libpod:{ID}"))).unwrap();
             let path = format!("/machine.slice/libpod-{ID}.scope/container");
-            let info = Bundles::new(root.path().to_owned()).container(7, &path, None).unwrap();
+            let mut bundles = Bundles::new(host.path().to_owned());
+            bundles.learn(["conmon", "-b", &format!("{place}/{ID}/userdata")].into_iter());
+            let info = bundles.container(7, &path, None).unwrap();
             assert_eq!((info.name.as_deref(), info.image.as_deref()), (Some("web"), Some("localhost/app:1")));
             assert_eq!(info.image_digest.as_deref(), Some("sha256:f46a"));
         }

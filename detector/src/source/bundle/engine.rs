@@ -81,7 +81,9 @@ pub fn files(id: &str, bundle: &Path, hostname: Option<&Path>) -> Vec<(Engine, P
     // Another `/etc/hostname` may be mounted by whoever starts the container, who does not know its id.
     let docker = hostname.and_then(Path::parent).filter(|dir| dir.ends_with(id));
     let docker = docker.map(|dir| (Engine::Docker, dir.join("config.v2.json")));
-    let storage = bundle.parent().filter(|dir| dir.ends_with("overlay-containers"));
+    // By the name of what it stores with: `overlay-containers`, `vfs-containers`.
+    let is_storage = |dir: &&Path| dir.file_name().is_some_and(|name| name.to_string_lossy().ends_with("-containers"));
+    let storage = bundle.parent().filter(is_storage);
     // Those of `podman run --rm` are in a file of their own.
     let podman = storage
         .into_iter()
