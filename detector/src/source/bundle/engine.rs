@@ -8,6 +8,9 @@ use serde::Deserialize;
 use super::config::each;
 use crate::record::{ContainerInfo, TEXT_MAX, bounded};
 
+/// Most words of a command that is kept.
+const WORDS_MAX: usize = 64;
+
 /// Of Docker's `config.v2.json`.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -93,7 +96,7 @@ pub fn files(id: &str, bundle: &Path, hostname: Option<&Path>) -> Vec<(Engine, P
 
 /// Whether a command can be kept. One that is cut is another command.
 fn is_small(argv: &[String]) -> bool {
-    argv.iter().map(String::len).sum::<usize>() <= TEXT_MAX
+    argv.len() <= WORDS_MAX && argv.iter().map(String::len).sum::<usize>() <= TEXT_MAX
 }
 
 /// Adds what such a file says of the container; whether it says anything.
