@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test helper that fails ends its test")]
 
 #[cfg(target_arch = "x86_64")]
-use std::fs;
+use std::{fs, os::unix::fs::FileExt as _};
 
 use nix::{libc, unistd::Pid};
 
@@ -31,14 +31,32 @@ fn ptrace(request: libc::c_uint, process: Pid, address: usize, data: usize) {
     assert!(done >= 0, "ptrace {request}: {}", std::io::Error::last_os_error());
 }
 
+/// Stops a process's main thread while it waits in a system call: the instruction before where it is made that call.
+#[cfg(target_arch = "x86_64")]
+fn in_a_call(process: Pid) -> (Stopped, libc::user_regs_struct) {
+    const SYSCALL: [u8; 2] = [0x0f, 0x05];
+    for _ in 0..1000 {
+        let stopped = Stopped::main_thread(process);
+        // SAFETY: plain data, for which zeroes are fine.
+        let mut registers: libc::user_regs_struct = unsafe { std::mem::zeroed() };
+        ptrace(libc::PTRACE_GETREGS, process, 0, &raw mut registers as usize);
+        let mut instruction = [0; 2];
+        let memory = fs::File::open(format!("/proc/{process}/mem")).unwrap();
+        memory.read_exact_at(&mut instruction, registers.rip - 2).unwrap();
+        if instruction == SYSCALL {
+            return (stopped, registers);
+        }
+        // It was doing something.
+        drop(stopped);
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    panic!("process {process} never waits");
+}
+
 /// Makes another process make a system call.
 #[cfg(target_arch = "x86_64")]
 pub fn call_in(process: Pid, number: i64, argument: u64) {
-    let stopped = Stopped::main_thread(process);
-    // SAFETY: plain data, for which zeroes are fine.
-    let mut before: libc::user_regs_struct = unsafe { std::mem::zeroed() };
-    ptrace(libc::PTRACE_GETREGS, process, 0, &raw mut before as usize);
-    // It waits in a system call, whose instruction is just before.
+    let (stopped, before) = in_a_call(process);
     let mut call = before;
     call.rip -= 2;
     call.rax = number.cast_unsigned();
