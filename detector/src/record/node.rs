@@ -44,7 +44,7 @@ pub struct ContainerInfo {
     pub privileged: bool,
     /// The process whose pid namespace it joins, in the initial pid namespace.
     pub joins_pid_of: Option<u32>,
-    /// Commands that kubelet runs in it by itself, where the runtime knows them (life-cycle hooks).
+    /// Commands that kubelet or Docker runs in it by itself, where the runtime knows them (life-cycle hooks, health checks).
     pub expected_execs: Vec<Vec<String>>,
     /// Why there is nothing to tell but the id: no bundle was found, it could not be read or parsed.
     pub unreadable: Option<String>,

@@ -13,9 +13,9 @@ use serde_json::Value;
 
 use super::{
     kernels::{self, Arch, Kernel, Wanted},
-    listen,
+    listen, place,
 };
-use crate::{check, root, setup};
+use crate::{check, setup};
 
 const SERIES: &str = "6.12";
 /// A tenth of the system, and of no use here.
@@ -157,8 +157,4 @@ impl Trial {
         fs::write(&recipe, wanted)?;
         Ok(image)
     }
-}
-
-pub fn place() -> PathBuf {
-    root().join("target/vm")
 }

@@ -68,7 +68,7 @@ pub struct Options {
     /// The Debian package under Debian 12's systemd instead of the suite
     #[arg(long, conflicts_with_all = ["kernel", "all", "shell", "json", "coverage", "from"])]
     systemd: bool,
-    /// Docker, podman and containerd 2 on a Debian of today instead of the suite
+    /// Docker, podman and containerd of three Debian releases instead of the suite
     #[arg(long, conflicts_with_all = ["kernel", "all", "shell", "json", "coverage", "from", "systemd"])]
     engines: bool,
     /// Write the matrix to FILE as JSON
@@ -210,9 +210,14 @@ fn run_all(options: &Options) -> anyhow::Result<Vec<Outcome>> {
     outcomes.into_iter().map(|(_, outcome)| outcome).collect()
 }
 
+/// Where kernels, disks and logs are.
+fn place() -> PathBuf {
+    root().join("target/vm")
+}
+
 /// What booting needs: kernels, and a place with the initial file system of each kind of machine, a disk, and room for logs.
 fn prepare(wanted: &[Wanted]) -> anyhow::Result<(Vec<Kernel>, PathBuf)> {
-    let place = root().join("target/vm");
+    let place = place();
     let mut arches: Vec<_> = wanted.iter().map(|wanted| wanted.arch).collect();
     arches.sort();
     arches.dedup();

@@ -1,10 +1,7 @@
 //! `cargo xtask vm --systemd`: the Debian package on a Debian 12 in a machine, with its systemd, journald and dpkg: installed, used,
 //! upgraded, removed. What is done there is `systemd.sh`.
 
-use super::{
-    debian::{Trial, place},
-    kernels::Arch,
-};
+use super::{debian::Trial, kernels::Arch, place};
 use crate::deb;
 
 /// The first process and its programs, kill, what reads JSON.

@@ -239,7 +239,7 @@ pub(super) fn each<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
 
 /// A text of the file, copied only where it has escapes: most are looked at and not kept.
 #[derive(Debug, Default)]
-pub(super) struct Text<'a>(pub Cow<'a, str>);
+struct Text<'a>(Cow<'a, str>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

@@ -33,7 +33,6 @@ struct DockerConfig {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Healthcheck {
-    #[serde(default)]
     test: Option<Vec<String>>,
 }
 
