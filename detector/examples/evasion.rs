@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 use suite::lines;
 
 /// How long an alert may take before it is missed: the slow timer finds what no hook saw, and emulated machines are slow.
-const PATIENCE: Duration = Duration::from_secs(12);
+const PATIENCE: Duration = Duration::from_secs(30);
 /// How long silence is listened to.
 const SILENCE: Duration = Duration::from_secs(3);
 

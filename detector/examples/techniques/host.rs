@@ -36,7 +36,7 @@ use super::{
 };
 
 /// How long the agent may take to hear of a container, many times over.
-const HEARD: Duration = Duration::from_secs(1);
+const HEARD: Duration = Duration::from_secs(3);
 /// How long a directory of logs may take to be found and known; machines are slow.
 const FOUND: Duration = Duration::from_secs(12);
 const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata:\n  name: web\nspec:\n  hostPID: true\n  containers:\n  - name: web\n    image: registry.example/web:1\n    securityContext:\n      privileged: true\n";

@@ -93,6 +93,8 @@ pub struct Stage {
     told: String,
     twins: Vec<Twin>,
     fine: bool,
+    /// Something was told of nobody.
+    unattributed: bool,
 }
 
 impl Drop for Stage {
@@ -167,6 +169,7 @@ impl Stage {
             told: String::new(),
             twins: Vec::new(),
             fine: true,
+            unattributed: false,
         };
         loop {
             let line = errors.recv_timeout(START).context("the agent did not start")?;
@@ -277,15 +280,21 @@ impl Stage {
         }
         let silent = self.rest.iter().all(is_loss);
         self.say(0, "all else", if silent { "silent" } else { "alerts" }, silent, Duration::ZERO);
+        // Where the act itself was lost, the effect is told alone.
+        self.fine &= !self.unattributed || self.rest.iter().any(is_loss);
         Ok(Done { fine: self.fine, told: std::mem::take(&mut self.told) })
     }
 
     fn say(&mut self, number: u64, name: &str, result: &str, fine: bool, took: Duration) {
         let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         println!("{}", json!({"case": number, "name": name, "result": result, "ms": ms}));
+        if result == "unattributed" {
+            self.unattributed = true;
+        } else if !fine {
+            self.fine = false;
+        }
         if !fine {
             eprintln!("case {number} {name} {result}");
-            self.fine = false;
         }
     }
 

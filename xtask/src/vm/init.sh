@@ -18,6 +18,13 @@ said() { grep -q "$1" /proc/cmdline; }
 # Where acts happen: a file system as nodes have it.
 export TMPDIR=/disk
 
+# Part of a suite: what fails is named.
+part() {
+    "$@" && return
+    status=$?
+    echo "$1 ended with status $status"
+}
+
 suite() {
     status=0
     grep -q ' /disk ext4 ' /proc/mounts || { echo "no ext4 disk"; status=1; }
@@ -27,17 +34,17 @@ suite() {
         echo "backend $backend"
         /suite/detector doctor --hooks $backend --manifest-dir /disk |
             sed -n 's/^  ok  *\([^ ]*\) .*, \([0-9]*\) instructions verified$/verified \2 \1/p'
-        /suite/examples/evasion --flood 10000 --hooks $backend || status=$?
-        /suite/examples/entries --hooks $backend || status=$?
+        part /suite/examples/evasion --flood 10000 --hooks $backend
+        part /suite/examples/entries --hooks $backend
         case=27 check "pause" 0 PASSED /suite/detector drill malicious-pause-container --hooks $backend \
             --no-default-dirs --manifest-dir /disk
         cat /tmp/said
-        /suite/examples/techniques --hooks $backend || status=$?
+        part /suite/examples/techniques --hooks $backend
     done
     echo "backend deny"
-    /suite/examples/evasion --deny --hooks lsm || status=$?
+    part /suite/examples/evasion --deny --hooks lsm
     echo "backend tmpfs"
-    TMPDIR=/tmp /suite/examples/evasion --flood 10000 || status=$?
+    TMPDIR=/tmp part /suite/examples/evasion --flood 10000
     echo "backend doctor"
     taken_away
     echo "verdict $status"

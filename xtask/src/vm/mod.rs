@@ -46,6 +46,8 @@ pub const EXAMPLES: [&str; 5] = ["act", "evasion", "entries", "reach", "techniqu
 const DISK: &str = "disk.ext4";
 /// Machines that run at once: a suite waits for half of its time.
 const AT_ONCE: usize = 3;
+/// Most lines of what a machine said that are told again when its suite failed.
+const SAID_MAX: usize = 60;
 /// How often a machine is booted that says nothing.
 const BOOTS: u32 = 3;
 /// A machine that takes so long is stuck.
@@ -110,6 +112,9 @@ struct Outcome {
     cases: Vec<CaseResult>,
     /// Instructions that the verifier went through; empty on kernels that do not tell.
     verified: Vec<Verified>,
+    /// What the machine said beside its results.
+    #[serde(skip)]
+    said: Vec<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -162,7 +167,16 @@ pub fn vm(options: &Options) -> anyhow::Result<()> {
     if let Some(file) = &options.coverage {
         fs::write(file, coverage::page(&outcomes)).with_context(|| file.display().to_string())?;
     }
-    let failed: Vec<_> = outcomes.iter().filter(|outcome| !outcome.fine()).map(|one| one.version.as_str()).collect();
+    // Last, behind the matrix: of a long log the end is what is read first.
+    let failed: Vec<_> = outcomes.iter().filter(|outcome| !outcome.fine()).collect();
+    for outcome in &failed {
+        eprintln!("\n==> failed on {}; the machine said:", outcome.version);
+        let said = outcome.said.get(outcome.said.len().saturating_sub(SAID_MAX)..).unwrap_or_default();
+        said.iter().for_each(|line| eprintln!("    {line}"));
+        eprint!("{}", summary(outcome));
+    }
+    let failed: Vec<_> =
+        failed.iter().map(|outcome| format!("{} ({})", outcome.version, outcome.bad().join("; "))).collect();
     anyhow::ensure!(failed.is_empty(), "the suite failed on {}", failed.join(", "));
     Ok(())
 }
@@ -276,10 +290,26 @@ pub fn scene() -> anyhow::Result<String> {
 
 impl Outcome {
     fn fine(&self) -> bool {
-        self.error.is_none()
-            && !self.cases.is_empty()
-            && self.verified.iter().all(|program| program.count < VERIFIED_MAX)
-            && self.cases.iter().all(|case| case.is_well() || case.result == "unattributed")
+        self.bad().is_empty()
+    }
+
+    /// All that makes it a failure, a clause each.
+    fn bad(&self) -> Vec<String> {
+        let cases = self.cases.iter().filter(|case| !case.is_well() && case.result != "unattributed");
+        let mut bad: Vec<_> =
+            cases.map(|case| format!("{} case {} {}: {}", case.backend, case.case, case.name, case.result)).collect();
+        let long = self.verified.iter().filter(|program| program.count >= VERIFIED_MAX);
+        bad.extend(long.map(|program| {
+            let Verified { backend, hook, count } = program;
+            format!(
+                "{hook} by {backend} too long for older kernels' verifiers: {count} instructions (bar {VERIFIED_MAX})"
+            )
+        }));
+        bad.extend(self.error.clone());
+        if self.cases.is_empty() {
+            bad.push("no case was done".to_owned());
+        }
+        bad
     }
 }
 
@@ -356,7 +386,12 @@ fn lines(
 ) -> anyhow::Result<Option<u32>> {
     let mut qemu = machine(kernel, place, arguments);
     qemu.args(options);
-    listen(kernel, qemu, &place.join(format!("{}.log", kernel.series)), each)
+    listen(kernel, qemu, &log(kernel, place), each)
+}
+
+/// A machine's console.
+fn log(kernel: &Kernel, place: &Path) -> PathBuf {
+    place.join(format!("{}.log", kernel.series))
 }
 
 /// Starts a machine whose console goes to `log`; the rest as [`lines`]. QEMU's emulation of two processors lets a kernel crash while it
@@ -405,13 +440,18 @@ fn run(kernel: &Kernel, place: &Path) -> anyhow::Result<Outcome> {
         error: None,
         cases: Vec::new(),
         verified: Vec::new(),
+        said: Vec::new(),
     };
-    let mut backend = String::new();
+    let (mut backend, mut said) = (String::new(), Vec::new());
+    let mut beside = |line: &str, backend: &str| {
+        eprintln!("    {}: {line}", kernel.series);
+        said.push(format!("{backend}: {line}"));
+    };
     let verdict = lines(kernel, place, "detector.suite", &["-smp", "2"], |line| {
         // What an agent says beside it may not be at its line's end yet.
-        let (beside, line) = line.split_at(line.find("{\"case\":").unwrap_or(0));
-        if !beside.is_empty() {
-            eprintln!("    {}: {beside}", kernel.series);
+        let (other, line) = line.split_at(line.find("{\"case\":").unwrap_or(0));
+        if !other.is_empty() {
+            beside(other, &backend);
         }
         if line.is_empty() {
             return Ok(());
@@ -433,10 +473,15 @@ fn run(kernel: &Kernel, place: &Path) -> anyhow::Result<Outcome> {
                 ms: number("ms"),
             });
         } else {
-            eprintln!("    {}: {line}", kernel.series);
+            beside(line, &backend);
         }
         Ok(())
     })?;
+    if verdict.is_none() {
+        let log = fs::read(log(kernel, place)).unwrap_or_default();
+        said.extend(String::from_utf8_lossy(&log).lines().map(|line| format!("console: {line}")));
+    }
+    outcome.said = said;
     outcome.error = match verdict {
         Some(0) => None,
         Some(status) => Some(format!("a suite ended with status {status}")),
@@ -487,19 +532,13 @@ fn summary(outcome: &Outcome) -> String {
     for ((backend, result), count) in counts(outcome) {
         lines.push(format!("    {backend}: {count} {result}"));
     }
-    for case in outcome.cases.iter().filter(|case| !case.is_well()) {
+    for case in outcome.cases.iter().filter(|case| case.result == "unattributed") {
         lines.push(format!("    {} case {} {}: {}", case.backend, case.case, case.name, case.result));
     }
     if let Some(most) = outcome.verified.iter().max_by_key(|program| program.count) {
         lines.push(format!("    most instructions verified: {}, {} by {}", most.count, most.hook, most.backend));
     }
-    for program in outcome.verified.iter().filter(|program| program.count >= VERIFIED_MAX) {
-        let (hook, backend, count) = (&program.hook, &program.backend, program.count);
-        lines.push(format!(
-            "    too long for older kernels' verifiers: {hook} by {backend}, {count} instructions (bar {VERIFIED_MAX})"
-        ));
-    }
-    lines.extend(outcome.error.as_ref().map(|error| format!("    {error}")));
+    lines.extend(outcome.bad().iter().map(|bad| format!("    FAILED {bad}")));
     lines.join("\n") + "\n"
 }
 

@@ -210,6 +210,9 @@ fn explains(what: &What, change: &ManifestChange) -> Option<Score> {
     let whole = matches!(change.change, ChangeKind::DirReplaced | ChangeKind::DirRemoved);
     let dir_name = base(&change.dir);
     let named = |name: &str| !name.is_empty() && (name == change.name || (whole && name == dir_name));
+    let nameless = |names: &[String; 2]| names.iter().all(String::is_empty);
+    // What the name leads to may change with a link of another name.
+    let is_link = [&change.after, &change.before].into_iter().flatten().any(|file| file.symlink.is_some());
     // A directory above the manifest's, or above what its symbolic link leads to, may have been replaced.
     let on_the_way = |names: &[String; 2]| {
         let link = change.after.as_ref().and_then(|after| after.symlink.as_deref()).unwrap_or_default();
@@ -228,7 +231,9 @@ fn explains(what: &What, change: &ManifestChange) -> Option<Score> {
         What::Entry { inodes, .. } if inodes.iter().any(|inode| of(now, inode)) => Some(98),
         What::Entry { dirs, names, .. } if dirs.iter().any(is_dir) && names.iter().any(|name| named(name)) => Some(95),
         What::Entry { inodes, .. } if inodes.iter().any(is_dir) => Some(90),
-        What::Entry { dirs, .. } if dirs.iter().any(is_dir) => Some(60),
+        // The kernel's names: who acted on another entry did not act on this one.
+        What::Entry { dirs, names, .. } if dirs.iter().any(is_dir) && (whole || nameless(names)) => Some(60),
+        What::Entry { dirs, .. } if dirs.iter().any(is_dir) && is_link => Some(52),
         What::Entry { watch, names, .. } if watch & watch::ANCESTOR != 0 => on_the_way(names),
         What::Change { inode } if of(now, inode) => Some(97),
         What::File { dir, name, .. } if is_dir(dir) && named(name) => Some(95),
@@ -237,7 +242,10 @@ fn explains(what: &What, change: &ManifestChange) -> Option<Score> {
         }
         What::Path { inode: Some(inode), .. } | What::Change { inode } if is_former(inode) => Some(61),
         What::Entry { inodes, .. } if inodes.iter().any(is_former) => Some(61),
-        What::Path { inode: Some(inode), watch, .. } if is_dir(inode) || watch & watch::DIR != 0 => Some(60),
+        // The caller's names, which may be others by now: worth less than that the process changed the directory.
+        What::Path { inode: Some(inode), watch, names } if is_dir(inode) || watch & watch::DIR != 0 => {
+            Some(if whole || nameless(names) { 60 } else { 52 })
+        }
         What::Done { inode } | What::Change { inode } if is_dir(inode) => Some(55),
         What::Path { watch, names, .. } if watch & watch::ANCESTOR != 0 => on_the_way(names),
         // A directory that was replaced changed for all its entries.

@@ -94,6 +94,26 @@ fn a_file_that_is_another_inode_by_now_is_matched_by_its_name_and_directory() {
 }
 
 #[test]
+fn who_acted_on_another_entry_is_not_named_when_the_kernel_skipped_the_act() {
+    use detector_common::{hook, watch};
+    let other = crate::record::InodeKey { dev: 8, ino: 999 };
+    let innocent = Actor::host(70, 95);
+    let renamed = testing::entry(innocent, hook::INODE_RENAME, [other, DIR], [".other.yaml", "other.yaml"]);
+    let by_call = testing::rename(innocent, Some(DIR), "/manifests/.other.yaml", "/manifests/other.yaml");
+    // Of the act itself no more was seen than that the directory changed, or nothing.
+    for (act, changed, named) in [(renamed.clone(), true, Some(60)), (by_call, true, Some(60)), (renamed, false, None)]
+    {
+        let (mut stream, since) = with_writer();
+        stream.kernel(act);
+        if changed {
+            stream.kernel(testing::change(writer(), DIR, watch::DIR));
+        }
+        stream.push(Body::Manifest(Box::new(manifest(ChangeKind::Added, Some(POD), since))));
+        assert_eq!(only(&stream).process.map(|process| process.pid), named);
+    }
+}
+
+#[test]
 fn a_rename_into_the_directory_is_the_renamers() {
     let (mut stream, since) = with_writer();
     stream.kernel(testing::rename(writer(), Some(DIR), "/tmp/.x", "/manifests/web.yaml"));
