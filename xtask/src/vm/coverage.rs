@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
-use super::Outcome;
+use super::outcome::{CaseResult, Outcome};
 
 /// What the cases of each number do.
 const CASES: [(u64, &str); 34] = [
@@ -72,7 +72,7 @@ fn table(page: &mut String, outcome: &Outcome) {
     let mut columns: Vec<&str> = Vec::new();
     let mut worst: BTreeMap<(u64, &str), &str> = BTreeMap::new();
     // A case's own twin that is silent says nothing of whether the case was seen.
-    let says = |case: &&super::CaseResult| case.backend != "doctor" && (case.case == 0 || case.result != "silent");
+    let says = |case: &&CaseResult| case.backend != "doctor" && (case.case == 0 || case.result != "silent");
     for case in outcome.cases.iter().filter(says) {
         if !columns.contains(&case.backend.as_str()) {
             columns.push(&case.backend);

@@ -8,10 +8,10 @@ mod debian;
 mod engines;
 mod golden;
 mod kernels;
+mod outcome;
 mod systemd;
 
 use std::{
-    collections::BTreeMap,
     fs,
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
@@ -21,12 +21,12 @@ use std::{
 };
 
 use anyhow::Context as _;
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{check, root};
 use engines::engines;
 use kernels::{Kernel, Wanted};
+use outcome::{CaseResult, Outcome, Verified};
 use systemd::systemd;
 
 pub use golden::{Options as Golden, golden};
@@ -38,16 +38,12 @@ const ALL: [&str; 5] = ["5.10", "6.1", "6.12", "6.18", "7.3"];
 const ALL_ARM64: [&str; 1] = ["6.12"];
 /// The oldest, a middle one and the newest: what `cargo xtask test` runs.
 const SOME: [&str; 3] = ["5.10", "6.12", "7.3"];
-/// Most instructions that the verifier may go through for one program.
-const VERIFIED_MAX: u32 = 4_000;
 /// What is run in the machines, and starts.
 pub const EXAMPLES: [&str; 5] = ["act", "evasion", "entries", "reach", "techniques"];
 /// The file system of the machines' disk, ext4.
 const DISK: &str = "disk.ext4";
 /// Machines that run at once: a suite waits for half of its time.
 const AT_ONCE: usize = 3;
-/// Most lines of what a machine said that are told again when its suite failed.
-const SAID_MAX: usize = 60;
 /// How often a machine is booted that says nothing.
 const BOOTS: u32 = 3;
 /// A machine that takes so long is stuck.
@@ -101,44 +97,6 @@ impl Options {
     }
 }
 
-/// What one kernel did.
-#[derive(Debug, Serialize, Deserialize)]
-struct Outcome {
-    series: String,
-    version: String,
-    seconds: f64,
-    /// Set when the machine came to no verdict.
-    error: Option<String>,
-    cases: Vec<CaseResult>,
-    /// Instructions that the verifier went through; empty on kernels that do not tell.
-    verified: Vec<Verified>,
-    /// What the machine said beside its results.
-    #[serde(skip)]
-    said: Vec<String>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct Verified {
-    backend: String,
-    hook: String,
-    count: u32,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct CaseResult {
-    backend: String,
-    case: u64,
-    name: String,
-    result: String,
-    ms: u64,
-}
-
-impl CaseResult {
-    fn is_well(&self) -> bool {
-        matches!(self.result.as_str(), "detected" | "silent" | "refused" | "told" | "no such call")
-    }
-}
-
 /// Runs what the command line asks for.
 ///
 /// # Errors
@@ -160,25 +118,14 @@ pub fn vm(options: &Options) -> anyhow::Result<()> {
     if options.shell {
         return Ok(());
     }
-    print(&outcomes);
+    outcome::print(&outcomes);
     if let Some(file) = &options.json {
         fs::write(file, serde_json::to_string_pretty(&outcomes)? + "\n").with_context(|| file.display().to_string())?;
     }
     if let Some(file) = &options.coverage {
         fs::write(file, coverage::page(&outcomes)).with_context(|| file.display().to_string())?;
     }
-    // Last, behind the matrix: of a long log the end is what is read first.
-    let failed: Vec<_> = outcomes.iter().filter(|outcome| !outcome.fine()).collect();
-    for outcome in &failed {
-        eprintln!("\n==> failed on {}; the machine said:", outcome.version);
-        let said = outcome.said.get(outcome.said.len().saturating_sub(SAID_MAX)..).unwrap_or_default();
-        said.iter().for_each(|line| eprintln!("    {line}"));
-        eprint!("{}", summary(outcome));
-    }
-    let failed: Vec<_> =
-        failed.iter().map(|outcome| format!("{} ({})", outcome.version, outcome.bad().join("; "))).collect();
-    anyhow::ensure!(failed.is_empty(), "the suite failed on {}", failed.join(", "));
-    Ok(())
+    outcome::verdict(&outcomes)
 }
 
 /// Boots every kernel that is asked for.
@@ -206,7 +153,7 @@ fn run_all(options: &Options) -> anyhow::Result<Vec<Outcome>> {
             eprintln!("==> kernel {}", kernel.version);
             let outcome = run(kernel, &place);
             if let Ok(outcome) = &outcome {
-                eprint!("{}", summary(outcome));
+                eprint!("{}", outcome::summary(outcome));
             }
             outcomes.push((number, outcome));
         }
@@ -286,31 +233,6 @@ pub fn scene() -> anyhow::Result<String> {
     })?;
     anyhow::ensure!(verdict == Some(0), "the machine did not come to the end of the scene:\n{said}");
     Ok(said)
-}
-
-impl Outcome {
-    fn fine(&self) -> bool {
-        self.bad().is_empty()
-    }
-
-    /// All that makes it a failure, a clause each.
-    fn bad(&self) -> Vec<String> {
-        let cases = self.cases.iter().filter(|case| !case.is_well() && case.result != "unattributed");
-        let mut bad: Vec<_> =
-            cases.map(|case| format!("{} case {} {}: {}", case.backend, case.case, case.name, case.result)).collect();
-        let long = self.verified.iter().filter(|program| program.count >= VERIFIED_MAX);
-        bad.extend(long.map(|program| {
-            let Verified { backend, hook, count } = program;
-            format!(
-                "{hook} by {backend} too long for older kernels' verifiers: {count} instructions (bar {VERIFIED_MAX})"
-            )
-        }));
-        bad.extend(self.error.clone());
-        if self.cases.is_empty() {
-            bad.push("no case was done".to_owned());
-        }
-        bad
-    }
 }
 
 /// The statically linked agent and suite, as an initial file system in `place`.
@@ -514,60 +436,5 @@ impl Watchdog {
         let _ = self.done.send(());
         self.thread.join().map_err(|_| anyhow::anyhow!("the watchdog panicked"))??;
         Ok(())
-    }
-}
-
-/// How many cases came to which result, by backend.
-fn counts(outcome: &Outcome) -> BTreeMap<(&str, &str), u32> {
-    let mut counts = BTreeMap::new();
-    for case in outcome.cases.iter().filter(|case| case.case > 0) {
-        *counts.entry((case.backend.as_str(), case.result.as_str())).or_default() += 1;
-    }
-    counts
-}
-
-/// In one piece: other machines have theirs.
-fn summary(outcome: &Outcome) -> String {
-    let mut lines = vec![format!("==> kernel {}: {:.0} s", outcome.version, outcome.seconds)];
-    for ((backend, result), count) in counts(outcome) {
-        lines.push(format!("    {backend}: {count} {result}"));
-    }
-    for case in outcome.cases.iter().filter(|case| case.result == "unattributed") {
-        lines.push(format!("    {} case {} {}: {}", case.backend, case.case, case.name, case.result));
-    }
-    if let Some(most) = outcome.verified.iter().max_by_key(|program| program.count) {
-        lines.push(format!("    most instructions verified: {}, {} by {}", most.count, most.hook, most.backend));
-    }
-    lines.extend(outcome.bad().iter().map(|bad| format!("    FAILED {bad}")));
-    lines.join("\n") + "\n"
-}
-
-/// Results of one case, by kernel and backend.
-type Row<'a> = BTreeMap<(&'a str, &'a str), &'a str>;
-
-/// The matrix: kernels and backends across, cases down.
-fn print(outcomes: &[Outcome]) {
-    let mut columns: Vec<(&str, &str)> = Vec::new();
-    let mut rows: BTreeMap<(u64, &str), Row> = BTreeMap::new();
-    for outcome in outcomes {
-        for case in &outcome.cases {
-            let column = (outcome.series.as_str(), case.backend.as_str());
-            if !columns.contains(&column) {
-                columns.push(column);
-            }
-            rows.entry((case.case, case.name.as_str())).or_default().insert(column, case.result.as_str());
-        }
-    }
-    print!("\n{:<24}", "case");
-    for (series, backend) in &columns {
-        print!(" {:<18}", format!("{series} {backend}"));
-    }
-    println!();
-    for ((number, name), results) in rows {
-        print!("{:<24}", if number == 0 { name.to_owned() } else { format!("{number:>2} {name}") });
-        for column in &columns {
-            print!(" {:<18}", results.get(column).unwrap_or(&"-"));
-        }
-        println!();
     }
 }

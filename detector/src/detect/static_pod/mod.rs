@@ -166,7 +166,7 @@ fn nobody(context: &Context) -> String {
         .map(|hook| hook.name.as_str())
         .collect();
     if missing.is_empty() {
-        "no hook saw an act: the change came by a way around the kernel's file calls".to_owned()
+        "no hook saw an act: it came by a way around the kernel's file calls, or was lost, of which there is an alert then".to_owned()
     } else {
         format!("nobody could be seen: required hooks are not attached: {}", missing.join(", "))
     }
