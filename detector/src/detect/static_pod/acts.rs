@@ -83,6 +83,9 @@ const OPENED_MAX: usize = 512;
 /// Below this an act is too old to be more than an open descriptor.
 const OLD: Score = 20;
 
+/// An act next door: evidence of what the one who is named did otherwise, and no reason to name anybody.
+const BESIDE: Score = 21;
+
 /// Acts, oldest first.
 #[derive(Debug, Default)]
 pub struct Acts {
@@ -127,7 +130,7 @@ impl Acts {
     /// The act that explains the change best, of those since the old state was last seen. What a file was moved or linked
     /// to is the act of who did that, whatever was done to it before: its inode may have been another file's until then.
     pub fn behind(&self, change: &ManifestChange, found: BootNs) -> Option<&Act> {
-        let scored = |act| Some((self.score(act, change, found)?, act));
+        let scored = |act| self.score(act, change, found).filter(|score| *score != BESIDE).map(|score| (score, act));
         let arrived = self.all().rev().find(|act| brings(&act.what, change) && scored(act).is_some());
         self.all()
             .filter(|act| arrived.is_none_or(|arrived| act.time >= arrived.time))
@@ -231,7 +234,6 @@ fn explains(what: &What, change: &ManifestChange) -> Option<Score> {
         What::Entry { inodes, .. } if inodes.iter().any(|inode| of(now, inode)) => Some(98),
         What::Entry { dirs, names, .. } if dirs.iter().any(is_dir) && names.iter().any(|name| named(name)) => Some(95),
         What::Entry { inodes, .. } if inodes.iter().any(is_dir) => Some(90),
-        // The kernel's names: who acted on another entry did not act on this one.
         What::Entry { dirs, names, .. } if dirs.iter().any(is_dir) && (whole || nameless(names)) => Some(60),
         What::Entry { dirs, .. } if dirs.iter().any(is_dir) && is_link => Some(52),
         What::Entry { watch, names, .. } if watch & watch::ANCESTOR != 0 => on_the_way(names),
@@ -252,6 +254,8 @@ fn explains(what: &What, change: &ManifestChange) -> Option<Score> {
         What::Path { names, .. } if names.iter().any(|name| name == dir_name) => Some(45),
         What::Mount { onto } => Some(if onto == dir_name { 42 } else { 40 }),
         What::IoUring => Some(30),
+        // By the kernel's names, on another entry.
+        What::Entry { dirs, .. } if dirs.iter().any(is_dir) => Some(BESIDE),
         _ => None,
     }
 }
