@@ -80,9 +80,11 @@ pub enum Body {
     Start(Box<Start>),
     /// What alerts are judged by from now on: behind the start, and whenever the configuration changes.
     Config(Box<Rules>),
-    /// A process that was there before the agent.
+    /// A process that was there before the agent, or when events were lost.
     Process(Box<ProcessSeed>),
-    /// A cgroup that was there before the agent.
+    /// All processes that lived when they were looked at because events were lost.
+    Alive { processes: Vec<ProcessKey> },
+    /// A cgroup that was there before the agent, or when events were lost.
     Cgroup { id: u64, path: String },
     /// A record as the kernel wrote it, undecoded: see [`crate::decode`].
     Kernel {
@@ -212,6 +214,9 @@ pub struct ProcessSeed {
     /// It has ended, and others descend from it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exited: Option<BootNs>,
+    /// It was looked at because events were lost: what it says holds from now on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub again: bool,
 }
 
 /// Namespaces of a process that several containers of a pod share, by their inode numbers; 0 for one that could not be read.

@@ -16,6 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use detector::drill::container::Container;
 use serde_json::Value;
 
 /// How long an alert may take before it is missed. Latency is measured by the benchmark, not here.
@@ -319,6 +320,64 @@ fn case_18_the_directory_replaced() {
     // And the directory that stands there now is watched as closely.
     let pid = act("create", &agent.dir, "b.yaml", POD);
     assert_named(&agent.alert("b.yaml", "added"), pid, &act_program());
+}
+
+#[test]
+fn who_began_while_events_were_lost_is_named_all_the_same() {
+    use nix::sys::signal::Signal;
+    let traces = tempfile::tempdir().unwrap();
+    let agent = Agent::with(&["--record", traces.path().to_str().unwrap(), "--record-free", "0"], |_| {});
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(agent.child.id()).unwrap());
+    nix::sys::signal::kill(pid, Signal::SIGSTOP).unwrap();
+    // More than the ring for context takes, and nobody reads it.
+    act("forks", &agent.dir, "60000", "");
+    let mut unseen = Command::new(act_program())
+        .args(["create".as_ref(), agent.dir.as_os_str(), "a.yaml".as_ref()])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let container = Container::start(
+        Path::new(env!("CARGO_BIN_EXE_detector")),
+        &serde_json::json!({"io.kubernetes.cri.container-type": "container"}),
+    )
+    .unwrap();
+    // The kernel tells of an exec when its caller goes on already: it has once the program waits for its input.
+    let stat = format!("/proc/{}/stat", unseen.id());
+    while !fs::read_to_string(&stat).unwrap().contains("(act) S ") {
+        thread::sleep(Duration::from_millis(1));
+    }
+    nix::sys::signal::kill(pid, Signal::SIGCONT).unwrap();
+    let deadline = Instant::now() + 2 * PATIENCE;
+    loop {
+        let alert = agent.alerts.recv_timeout(deadline.saturating_duration_since(Instant::now())).unwrap();
+        if alert["title"].as_str().unwrap().ends_with("events were lost in the kernel") {
+            break;
+        }
+    }
+    unseen.stdin.take().unwrap().write_all(POD.as_bytes()).unwrap();
+    assert!(unseen.wait().unwrap().success());
+    let alert = agent.alert("a.yaml", "added");
+    assert_named(&alert, unseen.id(), &act_program());
+    assert_eq!(alert["process"]["argv"][1], "create");
+    let entered = container.enter(&[]).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let alert = agent.alerts.recv_timeout(deadline.saturating_duration_since(Instant::now())).unwrap();
+        if alert["technique"]["id"] == "container-exec" {
+            let (pid, id) = (&alert["process"]["pid"], &alert["container"]["id"]);
+            assert_eq!((pid, id), (&entered.into(), &container.id.clone().into()), "{alert:#}");
+            break;
+        }
+    }
+    drop(container);
+    let stats = agent.stop();
+    for hook in ["cgroup", "exec"] {
+        assert!(stats["lost"][hook].as_u64().unwrap_or(0) > 0, "what acted began unseen: {stats}");
+    }
+    let mut replay = Command::new(env!("CARGO_BIN_EXE_detector"));
+    replay.arg("replay").args(fs::read_dir(traces.path()).unwrap().map(|entry| entry.unwrap().path()));
+    let told = String::from_utf8(replay.output().unwrap().stdout).unwrap();
+    assert!(told.lines().any(|line| serde_json::from_str::<Value>(line).unwrap() == alert), "{told}");
 }
 
 #[test]

@@ -75,11 +75,25 @@ impl Context {
                 self.start.policy = rules.policy.clone();
             }
             Body::Process(seed) => {
-                self.seeded = time;
                 self.processes.seed(seed);
                 let key = ProcessKey { pid: seed.pid, start: seed.start };
                 let has = Namespaces { mnt: seed.mnt_ns, pid: seed.pid_ns, shared: seed.shared };
-                self.runs(seed.cgroup_id, key, seed.inner_pid, &has);
+                let first = self.runs(seed.cgroup_id, key, seed.inner_pid, &has).map(|(id, count)| {
+                    *count += u64::from(seed.again);
+                    id
+                });
+                if !seed.again {
+                    self.seeded = time;
+                } else if let Some(id) = first {
+                    // Its first program was executed unseen.
+                    self.containers.began(&id, time);
+                    self.begins = Some(id);
+                }
+            }
+            Body::Alive { processes } => {
+                for ended in self.processes.alive(processes, time) {
+                    self.containers.exited(ended);
+                }
             }
             Body::Cgroup { id, path } => self.cgroups.insert(*id, path),
             Body::Container(info) => self.container(info),

@@ -3,7 +3,7 @@
 use std::collections::{VecDeque, hash_map::Entry};
 
 use detector_common as wire;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::program::{Kept, Program, Programs};
 use crate::{
@@ -125,9 +125,13 @@ impl Processes {
             .map_while(|key| self.get(key).map(|process| (key, process)))
     }
 
-    /// A process from `/proc`. What the kernel already told of it is newer and stays.
+    /// A process from `/proc`. What the kernel already told of it is newer and stays, unless it is looked at again because events were
+    /// lost: everything that was not is in the table by then.
     pub fn seed(&mut self, seed: &ProcessSeed) {
         let key = ProcessKey { pid: seed.pid, start: seed.start };
+        if seed.again {
+            self.correct(key, seed);
+        }
         if self.get(key).is_some() {
             return;
         }
@@ -138,12 +142,7 @@ impl Processes {
         };
         let state = ProcessState {
             parent,
-            program: self.programs.keep(Program {
-                exe: seed.exe.clone(),
-                argv: seed.argv.iter().collect(),
-                argv_truncated: seed.argv_truncated,
-                tty: seed.tty.as_deref().map(Into::into),
-            }),
+            program: self.programs.keep(seeded(seed)),
             uid: seed.uid,
             login_uid: seed.login_uid,
             cgroup: seed.cgroup_id,
@@ -156,6 +155,42 @@ impl Processes {
         if let Some(end) = seed.exited {
             self.exited.push_back((key, end));
         }
+    }
+
+    /// What is known of a process is brought to what it is now.
+    fn correct(&mut self, key: ProcessKey, seed: &ProcessSeed) {
+        let Some(known) = self.get(key) else { return };
+        // Arguments and short names are the process's to change: by them alone it is no other program.
+        if !seed.exe.starts_with('[') && known.program.exe != seed.exe {
+            let program = self.programs.keep(seeded(seed));
+            if let Some(known) = self.get_mut(key) {
+                let before = std::mem::replace(&mut known.program, program);
+                self.programs.unused(before);
+            }
+        }
+        let Some(known) = self.get_mut(key) else { return };
+        known.uid = seed.uid;
+        for (known, now) in [(&mut known.mnt_ns, seed.mnt_ns), (&mut known.pid_ns, seed.pid_ns)] {
+            *known = if now == 0 { *known } else { now };
+        }
+        if seed.cgroup_id != 0 {
+            known.cgroup = seed.cgroup_id;
+        }
+    }
+
+    /// Who is not among those that live has ended. Yields them, in order.
+    pub fn alive(&mut self, living: &[ProcessKey], now: BootNs) -> Vec<ProcessKey> {
+        let living: FxHashSet<ProcessKey> = living.iter().copied().collect();
+        let ended = |(key, process): &(ProcessKey, &ProcessState)| process.exited.is_none() && !living.contains(key);
+        let mut ended: Vec<_> = self.iter().filter(ended).map(|(key, _)| key).collect();
+        ended.sort_unstable();
+        for key in &ended {
+            if let Some(process) = self.get_mut(*key) {
+                process.exited = Some(now);
+                self.exited.push_back((*key, now));
+            }
+        }
+        ended
     }
 
     /// Learns from a kernel event.
@@ -323,6 +358,16 @@ impl Processes {
     }
 }
 
+/// What a process from `/proc` runs.
+fn seeded(seed: &ProcessSeed) -> Program {
+    Program {
+        exe: seed.exe.clone(),
+        argv: seed.argv.iter().collect(),
+        argv_truncated: seed.argv_truncated,
+        tty: seed.tty.as_deref().map(Into::into),
+    }
+}
+
 /// What a kernel record's header says of a process.
 fn by_header(header: &wire::Header, program: Kept) -> ProcessState {
     ProcessState {
@@ -424,6 +469,46 @@ mod tests {
         learn(&mut table, 20, &testing::exec(child, shell, "/bin/new", &["new"]));
         table.seed(&seed(60, 20, 50, "/bin/old"));
         assert_eq!(table.get(key(child)).unwrap().program.exe, "/bin/new");
+    }
+
+    #[test]
+    fn what_was_lost_is_looked_at_again_and_arguments_alone_make_no_other_program() {
+        let (mut table, shell) = table();
+        let (child, unseen) = (Actor::host(60, 20), Actor::host(61, 21));
+        let again = |actor: Actor, exe: &str, argv: &str| ProcessSeed {
+            again: true,
+            argv: vec![argv.to_owned()],
+            ..seed(actor.pid, actor.start, 50, exe)
+        };
+        // Its exec was lost, and of the other everything.
+        learn(&mut table, 20, &testing::fork(shell, child));
+        assert_eq!(table.get(key(child)).unwrap().program.exe, "/bin/bash");
+        let programs = table.programs.count();
+        for (actor, exe) in [(child, "/bin/thief"), (unseen, "/bin/other")] {
+            table.seed(&again(actor, exe, exe));
+            assert_eq!(table.get(key(actor)).unwrap().program.exe, exe);
+            assert_eq!(exes(&table, actor), ["/bin/bash", "/sbin/init"]);
+        }
+        assert_eq!(table.programs.count(), programs + 2);
+        for exe in ["/bin/thief", "[thief]"] {
+            table.seed(&again(child, exe, "kworker/0:1"));
+            let program = &table.get(key(child)).unwrap().program;
+            assert_eq!((program.exe.as_str(), program.argv.to_vec()), ("/bin/thief", vec!["/bin/thief".to_owned()]));
+        }
+    }
+
+    #[test]
+    fn who_does_not_live_any_more_has_ended_and_is_forgotten_in_time() {
+        let (mut table, shell) = table();
+        let (lives, gone) = (Actor::host(60, 20), Actor::host(61, 20));
+        for child in [lives, gone] {
+            learn(&mut table, 20, &testing::fork(shell, child));
+        }
+        let living = [Actor::host(1, 0), shell, lives].map(key);
+        assert_eq!(table.alive(&living, BootNs(30 * SECOND)), [key(gone)]);
+        assert_eq!(table.alive(&living, BootNs(40 * SECOND)), []);
+        learn(&mut table, 61, &testing::change(shell, testing::FILE, 1));
+        assert_eq!([lives, gone].map(|child| table.get(key(child)).is_some()), [true, false]);
     }
 
     #[test]

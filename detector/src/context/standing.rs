@@ -156,6 +156,7 @@ fn seeds(context: &Context) -> Vec<ProcessSeed> {
                 shared: first.map_or_else(SharedNamespaces::default, |first| first.namespaces.shared),
                 inner_pid: u32::from(first.is_some()),
                 exited: process.exited,
+                again: false,
             }
         })
         .collect();

@@ -77,7 +77,7 @@ impl Impair {
         let consequence = if alerting {
             "an act may have gone unseen; changes of manifests are still found by re-reading them"
         } else {
-            "lineage may have gaps; acts and effects are not affected"
+            "processes and containers are looked at again; what came and went meanwhile is not known"
         };
         reasons.push(consequence.to_owned());
         Some(Finding {

@@ -72,6 +72,10 @@ fn body<'a>(row: &mut Row<'a>, body: &'a Body, context: &'a Context) {
             }));
             "process"
         }
+        Body::Alive { processes } => {
+            row.detail = json_text(&json!({"processes": processes.len()}));
+            "alive"
+        }
         Body::Cgroup { id, path } => {
             row.cgroup_id = Some(*id);
             row.path = text(path);

@@ -268,7 +268,7 @@ impl<W: Write> Perfetto<W> {
                 Body::Audit(event) => self.instant(seen, NODE, node(&event.verb)),
                 Body::NodeLogs(_) => self.instant(seen, NODE, node("logs")),
                 Body::AuditLog(_) => self.instant(seen, NODE, node("audit log")),
-                Body::Cgroup { .. } | Body::ImageNames(_) | Body::Tick => Ok(()),
+                Body::Alive { .. } | Body::Cgroup { .. } | Body::ImageNames(_) | Body::Tick => Ok(()),
             };
         };
         let header = event.header();

@@ -2,6 +2,7 @@
 
 mod attached;
 mod logs;
+mod look;
 
 use std::{
     collections::BTreeSet,
@@ -31,6 +32,8 @@ use crate::{
         trust::{Trust, TrustError, Trusted},
     },
 };
+
+use look::Look;
 
 /// How often the context ring is emptied when nothing wakes the agent, in ns.
 const DRAIN_NS: u64 = 250_000_000;
@@ -122,6 +125,8 @@ pub struct Live {
     own: Own,
     /// `None` where there is nothing to follow.
     audit: Option<AuditLogs>,
+    /// Processes are looked at again, because events were lost.
+    look: Look,
     /// Cgroups of the sandboxes that run.
     sandboxes: BTreeSet<u64>,
     /// Mount namespace of the host.
@@ -172,6 +177,7 @@ impl Live {
             runtimes: None,
             own: own::find(&options.own),
             audit: None,
+            look: Look::default(),
             sandboxes: BTreeSet::new(),
             host_mnt: 0,
             seq: 0,
@@ -201,13 +207,7 @@ impl Live {
         // Containers before processes: which of them is a container's first is told by the order of their starts.
         live.bundles.learn_from_shims();
         let proc::Seeds { cgroups, processes } = proc::seed()?;
-        for (id, path) in cgroups {
-            let container = live.bundles.container(id, &path, None);
-            live.push(out, proc::now(), Body::Cgroup { id, path });
-            if let Some(container) = container {
-                live.container(container, proc::now(), out)?;
-            }
-        }
+        live.cgroups(cgroups, out)?;
         // Which asks for everything that is there.
         if let Some(sockets) = &options.cri {
             live.runtimes = Some(Runtimes::start(sockets, &options.discovery.proc).map_err(LiveError::Cri)?);
@@ -318,12 +318,14 @@ impl Live {
             let losses = self.kernel.lost()?;
             let unseen = losses.iter().any(|loss| loss.hook == decode::hook_name(hook::SOCKET_STATE));
             for loss in losses {
+                self.look.lost(&loss, now);
                 self.push(out, now, Body::Loss(Box::new(loss)));
             }
             self.attached(out)?;
             if unseen {
                 self.clients(out);
             }
+            self.look_again(now, out)?;
             self.push(out, now, Body::Tick);
         }
         Ok(())
@@ -508,6 +510,7 @@ impl Live {
         self.acted_on_logs(&event, now);
         match &event {
             Event::Cgroup { event, path } => {
+                self.look.cgroups.insert(event.id);
                 let started = Instant::now();
                 let container = self.bundles.container(event.id, path, Some(event.header.tgid));
                 if container.is_some() {
@@ -516,6 +519,7 @@ impl Live {
                 return Ok((container, None));
             }
             Event::CgroupGone(gone) => {
+                self.look.cgroups.remove(&gone.id);
                 if self.sandboxes.remove(&gone.id) {
                     self.kernel.sandboxes(&self.sandboxes)?;
                 }

@@ -127,6 +127,7 @@ fn read_process(found: &Process, cgroups: &BTreeMap<u32, u64>) -> Option<Process
         shared: shared_namespaces(|which| namespace(&root.join(which))),
         inner_pid: inner_pid(found.pid()),
         exited: None,
+        again: false,
     })
 }
 

@@ -97,6 +97,7 @@ pub fn kind_name(body: &Body) -> &'static str {
         Body::Start(_) => "start",
         Body::Config(_) => "config",
         Body::Process(_) => "process",
+        Body::Alive { .. } => "alive",
         Body::Cgroup { .. } => "cgroup seen",
         Body::Kernel { raw } => decode::header(raw).map_or("undecodable", |header| event_name(header.kind)),
         Body::Watched(_) => "watched",

@@ -59,7 +59,8 @@ impl Detector for ContainerExec {
 
     fn observe(&mut self, record: &Record, event: Option<&Event>, context: &Context) -> Vec<Finding> {
         match &record.body {
-            Body::Process(seed) => self.was_there(seed, context),
+            // After a loss: what it executes next is told.
+            Body::Process(seed) if !seed.again => self.was_there(seed, context),
             Body::Tick => {
                 let late = self.pending.late(record.time, |group| is_monitors(group, context));
                 let late = late.into_iter().filter_map(|group| self.without_exec(record, &group, context));

@@ -482,3 +482,28 @@ fn a_debug_container_among_anothers_processes_is_told_and_a_pod_with_one_pid_nam
     start(&mut stream, Actor { pid_ns: PAUSE.pid_ns, ..debug }, info, "/bin/sh");
     assert_eq!(alerts(&mut stream), []);
 }
+
+#[test]
+fn a_container_that_began_while_events_were_lost_is_entered_like_any_other() {
+    let seed = |actor: Actor, parent: u32, inner_pid: u32| {
+        let seed = testing::seed(actor.pid, actor.start, parent, "/bin/app");
+        let (cgroup_id, mnt_ns, pid_ns) = (actor.cgroup, actor.mnt_ns, actor.pid_ns);
+        let seed = crate::record::ProcessSeed { cgroup_id, mnt_ns, pid_ns, inner_pid, again: true, ..seed };
+        Body::Process(Box::new(seed))
+    };
+    let inside = Actor { pid: 310, start: 115, ..APP };
+    for (parent, told) in [(SHIM.pid, true), (APP.pid, false)] {
+        let mut stream = Stream::new();
+        stream.kernel(testing::fork(SHELL, SHIM));
+        stream.push(Body::Cgroup { id: APP.cgroup, path: "/kubepods/pod1/app-id".to_owned() });
+        stream.push(Body::Container(Box::new(testing::container("app-id", 901, ContainerRole::Member, "app"))));
+        stream.push(seed(APP, SHIM.pid, 1));
+        // It came in meanwhile, or belongs there; what it executes next says.
+        stream.push(seed(inside, parent, 40));
+        assert_eq!(stream.alerts(), []);
+        stream.kernel(testing::exec_in(inside, SHIM, "/bin/sh", &["sh"], POD_SHARED, 40, ""));
+        let alerts = stream.alerts();
+        assert_eq!(alerts.len(), usize::from(told), "{alerts:#?}");
+        assert!(alerts.iter().all(|alert| alert.title.starts_with("Exec into app of pod shop/web-node-1")));
+    }
+}
