@@ -215,14 +215,7 @@ impl Live {
         if options.audit.find || !options.audit.logs.is_empty() {
             live.audit = Some(AuditLogs::start(&options.audit).map_err(LiveError::Audit)?);
         }
-        for process in processes {
-            let key = ProcessKey { pid: process.pid, start: process.start };
-            let pause = live.sandboxes.contains(&process.cgroup_id) && process.mnt_ns != live.host_mnt;
-            live.push(out, proc::now(), Body::Process(Box::new(process)));
-            if pause {
-                live.executed(key, out);
-            }
-        }
+        live.processes(processes, out);
         let batch = live.view.start(proc::now());
         live.apply(batch, out)?;
         live.sense(proc::now(), out)?;

@@ -10,7 +10,7 @@ use detector_common::hook;
 use super::{Live, LiveError};
 use crate::{
     decode::hook_name,
-    record::{Body, BootNs, Loss, ProcessKey, Record},
+    record::{Body, BootNs, Loss, ProcessKey, ProcessSeed, Record},
     source::proc,
 };
 
@@ -63,6 +63,18 @@ impl Live {
         Ok(())
     }
 
+    /// Tells of processes, and of what runs in sandboxes what it executes.
+    pub(super) fn processes(&mut self, all: Vec<ProcessSeed>, out: &mut Vec<Record>) {
+        for process in all {
+            let key = ProcessKey { pid: process.pid, start: process.start };
+            let pause = self.sandboxes.contains(&process.cgroup_id) && process.mnt_ns != self.host_mnt;
+            self.push(out, proc::now(), Body::Process(Box::new(process)));
+            if pause {
+                self.executed(key, out);
+            }
+        }
+    }
+
     /// Looks again where that is due.
     pub(super) fn look_again(&mut self, now: BootNs, out: &mut Vec<Record>) -> Result<(), LiveError> {
         if !self.look.is_due(now) {
@@ -70,16 +82,21 @@ impl Live {
         }
         // What the rings hold is older than what is read now, and what they get meanwhile is read after it.
         self.drain(out)?;
-        let proc::Seeds { cgroups, processes } = proc::seed()?;
+        let proc::Seeds { cgroups, mut processes } = match proc::seed() {
+            Ok(seeds) => seeds,
+            Err(error) => {
+                self.look.due = Some(BootNs(now.0.saturating_add(EVERY_NS)));
+                self.warnings.push(format!("what was lost cannot be looked at again, listing processes: {error}"));
+                return Ok(());
+            }
+        };
         let there: BTreeSet<u64> = cgroups.iter().map(|(id, _)| *id).collect();
         self.look.cgroups.retain(|id| there.contains(id));
         self.bundles.learn_from_shims();
         self.cgroups(cgroups, out)?;
         let alive = processes.iter().map(|process| ProcessKey { pid: process.pid, start: process.start }).collect();
-        for mut process in processes {
-            process.again = true;
-            self.push(out, proc::now(), Body::Process(Box::new(process)));
-        }
+        processes.iter_mut().for_each(|process| process.again = true);
+        self.processes(processes, out);
         self.push(out, proc::now(), Body::Alive { processes: alive });
         Ok(())
     }
