@@ -6,7 +6,7 @@ mod message;
 mod tests;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     io::{BufWriter, Write},
 };
 
@@ -190,6 +190,14 @@ impl<W: Write> Perfetto<W> {
         Ok(())
     }
 
+    /// Who is not among those that live has ended unseen.
+    fn alive(&mut self, living: &[ProcessKey], seen: &Seen<'_>) -> Result<(), ExportError> {
+        let living: BTreeSet<&ProcessKey> = living.iter().collect();
+        let ended = self.tracks.iter().filter(|(key, track)| !track.over && !living.contains(key));
+        let ended: Vec<_> = ended.map(|(key, _)| *key).collect();
+        ended.into_iter().try_for_each(|key| self.exits(key, seen))
+    }
+
     fn instant(&mut self, seen: &Seen<'_>, uuid: u64, name: String) -> Result<(), ExportError> {
         let now = self.time(seen.record.time, seen.context);
         let kind = seen.row.kind.as_deref().unwrap_or_default();
@@ -248,7 +256,14 @@ impl<W: Write> Perfetto<W> {
         let Some(event) = seen.event else {
             return match &seen.record.body {
                 Body::Start(_) => self.start(seen),
-                Body::Process(seed) => self.runs(ProcessKey { pid: seed.pid, start: seed.start }, seen),
+                Body::Process(seed) => {
+                    let key = ProcessKey { pid: seed.pid, start: seed.start };
+                    let program = seen.context.processes.get(key).map(|process| &process.program);
+                    let is_same = |track: &Track| track.runs && Some(&track.program) == program;
+                    // Looked at again, and found as it was.
+                    if seed.again && self.tracks.get(&key).is_some_and(is_same) { Ok(()) } else { self.runs(key, seen) }
+                }
+                Body::Alive { processes } => self.alive(processes, seen),
                 Body::Kernel { .. } => self.instant(seen, NODE, "undecodable".to_owned()),
                 Body::Config(_) => self.instant(seen, NODE, "config".to_owned()),
                 Body::Watched(_) => self.instant(seen, NODE, "watched".to_owned()),
@@ -268,7 +283,7 @@ impl<W: Write> Perfetto<W> {
                 Body::Audit(event) => self.instant(seen, NODE, node(&event.verb)),
                 Body::NodeLogs(_) => self.instant(seen, NODE, node("logs")),
                 Body::AuditLog(_) => self.instant(seen, NODE, node("audit log")),
-                Body::Alive { .. } | Body::Cgroup { .. } | Body::ImageNames(_) | Body::Tick => Ok(()),
+                Body::Cgroup { .. } | Body::ImageNames(_) | Body::Tick => Ok(()),
             };
         };
         let header = event.header();

@@ -87,6 +87,9 @@ pub fn every_kind() -> Stream {
         skipped: false,
         alerting: true,
     })));
+    stream.push(Body::Alive {
+        processes: [(1, 0), (50, 1000), (51, 1100), (60, 9000)].map(|(pid, start)| ProcessKey { pid, start }).into(),
+    });
     stream.push(Body::Audit(Box::new(testing::audit(HOSTILE, "get", "/version"))));
     stream.push(Body::AuditLog(Box::new(AuditLog { path: HOSTILE.to_owned(), state: LogState::Lost })));
     stream.push(Body::Tick);
@@ -179,6 +182,7 @@ fn every_kind_of_record_has_a_row() {
         "audit",
         "audit_log",
         "loss",
+        "alive",
         "tick",
         "undecodable",
     ]);

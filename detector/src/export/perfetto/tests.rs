@@ -101,6 +101,31 @@ fn a_process_is_called_what_it_ran_last_also_when_it_lives_still() {
 }
 
 #[test]
+fn what_is_found_as_it_was_when_it_is_looked_at_again_goes_on_and_what_is_gone_ends() {
+    let mut stream = Stream::new();
+    let (shell, child, gone) = (Actor::host(50, 10), Actor::host(60, 90), Actor::host(61, 91));
+    for actor in [child, gone] {
+        stream.kernel(testing::fork(shell, actor));
+    }
+    stream.kernel(testing::exec(gone, shell, "/usr/bin/curl", &["curl"]));
+    for (pid, start, parent, exe) in [(1, 0, 0, "/sbin/init"), (50, 10, 1, "/bin/bash"), (60, 90, 50, "/bin/cp")] {
+        let seed = crate::record::ProcessSeed { again: true, ..testing::seed(pid, start, parent, exe) };
+        stream.push(Body::Process(Box::new(seed)));
+    }
+    let alive = [(1, 0), (50, 1000), (60, 9000)].map(|(pid, start)| ProcessKey { pid, start });
+    stream.push(Body::Alive { processes: alive.to_vec() });
+    let trace = trace(&stream.records);
+    let of = |pid| -> Vec<_> {
+        let slices = slices(&trace, tracks(&trace, pid)[0]).into_iter();
+        slices.map(|(name, _, end)| (name, end.is_some())).collect()
+    };
+    let called = |name: &str, ended| (name.to_owned(), ended);
+    assert_eq!(of(50), [called("process 50", false), called("bash", false)]);
+    assert_eq!(of(60), [called("process 60", false), called("cp", false)]);
+    assert_eq!(of(61), [called("process 61", true), called("curl", true)]);
+}
+
+#[test]
 fn a_reused_pid_is_another_track() {
     let mut stream = Stream::new();
     let shell = Actor::host(50, 10);
