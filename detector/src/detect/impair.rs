@@ -19,7 +19,8 @@ pub struct Impair {
     /// By hook, whether its events can raise an alert, and whether they were skipped.
     lost: BTreeMap<(bool, bool, String), u64>,
     told: BTreeMap<bool, BootNs>,
-    evidence: Vec<Evidence>,
+    /// For each ring, as for what was told.
+    evidence: BTreeMap<bool, Vec<Evidence>>,
 }
 
 impl Detector for Impair {
@@ -31,8 +32,9 @@ impl Detector for Impair {
         if let Body::Loss(loss) = &record.body {
             let lost = self.lost.entry((loss.alerting, loss.skipped, loss.hook.clone())).or_default();
             *lost = lost.saturating_add(loss.lost);
-            if self.evidence.len() < 16 {
-                self.evidence.push(Evidence {
+            let evidence = self.evidence.entry(loss.alerting).or_default();
+            if evidence.len() < 16 {
+                evidence.push(Evidence {
                     kind: "loss",
                     hook: None,
                     sequence: record.seq,
@@ -42,7 +44,9 @@ impl Detector for Impair {
                     },
                 });
             }
-        } else if !matches!(record.body, Body::Tick) {
+        }
+        // A look at the counters yields a record for each hook and CPU, and time passes behind them.
+        if !matches!(record.body, Body::Tick) {
             return Vec::new();
         }
         [true, false].into_iter().filter_map(|alerting| self.tell(alerting, record.time)).collect()
@@ -89,14 +93,17 @@ impl Impair {
                 (false, _) => Severity::Low,
             },
             time: now,
-            title: format!("{} events were lost in the kernel", full.saturating_add(skipped)),
+            title: match full.saturating_add(skipped) {
+                1 => "1 event was lost in the kernel".to_owned(),
+                lost => format!("{lost} events were lost in the kernel"),
+            },
             blocked: false,
             reasons,
             actor: None,
             container: None,
             file: None,
             manifest: None,
-            evidence: std::mem::take(&mut self.evidence),
+            evidence: self.evidence.remove(&alerting).unwrap_or_default(),
         })
     }
 }
@@ -121,11 +128,13 @@ mod tests {
     fn skipped_runs_are_told_as_such_and_weigh_less_than_lost_events() {
         let mut stream = Stream::new();
         stream.push(skipped("file-open", 3));
+        stream.push(Body::Tick);
         stream.wait(11 * SECOND);
         stream.push(skipped("file-open", 2));
         stream.push(Body::Tick);
         stream.wait(11 * SECOND);
         stream.push(loss("mount", 1, true));
+        stream.push(Body::Tick);
         let alerts = stream.alerts();
         let told: Vec<_> = alerts.iter().map(|alert| (alert.title.as_str(), alert.severity)).collect();
         assert_eq!(
@@ -133,7 +142,7 @@ mod tests {
             [
                 ("3 events were lost in the kernel", Severity::Medium),
                 ("2 events were lost in the kernel", Severity::Medium),
-                ("1 events were lost in the kernel", Severity::High),
+                ("1 event was lost in the kernel", Severity::High),
             ]
         );
         assert!(alerts[0].reasons[0].starts_with("skipped by the kernel"), "{:?}", alerts[0].reasons);
@@ -144,7 +153,9 @@ mod tests {
     #[test]
     fn every_lost_event_is_told_and_a_flood_of_losses_is_not_a_flood_of_alerts() {
         let mut stream = Stream::new();
-        stream.push(loss("syscall", 3, true));
+        stream.push(loss("syscall", 1, true));
+        stream.push(loss("mount", 2, true));
+        stream.push(Body::Tick);
         for _ in 0..50 {
             stream.push(loss("syscall", 2, true));
             stream.push(Body::Tick);
@@ -153,7 +164,11 @@ mod tests {
         stream.push(Body::Tick);
         stream.wait(11 * SECOND);
         stream.push(Body::Tick);
-        let titles: Vec<_> = stream.alerts().into_iter().map(|alert| (alert.title, alert.severity)).collect();
+        let alerts = stream.alerts();
+        // All that one look found is one alert.
+        assert_eq!(alerts[0].reasons[0], "ring buffer full at mount (2), syscall (1)");
+        assert_eq!(alerts[0].evidence.len(), 2);
+        let titles: Vec<_> = alerts.into_iter().map(|alert| (alert.title, alert.severity)).collect();
         assert_eq!(
             titles,
             [
@@ -168,7 +183,11 @@ mod tests {
         let mut stream = Stream::new();
         stream.push(loss("syscall", 1, true));
         stream.push(loss("fork", 7, false));
-        let severities: Vec<_> = stream.alerts().iter().map(|alert| alert.severity).collect();
-        assert_eq!(severities, [Severity::High, Severity::Low]);
+        stream.push(Body::Tick);
+        let alerts = stream.alerts();
+        let told: Vec<_> = alerts.iter().map(|alert| (alert.severity, alert.evidence[0].detail.as_str())).collect();
+        let expected =
+            [(Severity::High, "1 events of hook syscall on CPU 1"), (Severity::Low, "7 events of hook fork on CPU 1")];
+        assert_eq!(told, expected);
     }
 }

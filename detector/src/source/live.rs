@@ -356,7 +356,9 @@ impl Live {
         for loss in self.kernel.lost()? {
             self.push(out, now, Body::Loss(Box::new(loss)));
         }
-        self.attached(out)
+        self.attached(out)?;
+        self.push(out, now, Body::Tick);
+        Ok(())
     }
 
     /// Empties the rings, and lets the view know what may have changed.
