@@ -135,11 +135,7 @@ impl Processes {
         if self.get(key).is_some() {
             return;
         }
-        let parent = match seed.parent_start {
-            Some(start) => Some(ProcessKey { pid: seed.parent_pid, start }),
-            // `/proc` gives a parent's pid only: it cannot be one that began later than the child.
-            None => self.latest(seed.parent_pid).filter(|parent| *parent != key && parent.start <= key.start),
-        };
+        let parent = self.parent_of(key, seed);
         let state = ProcessState {
             parent,
             program: self.programs.keep(seeded(seed)),
@@ -157,8 +153,36 @@ impl Processes {
         }
     }
 
+    fn parent_of(&self, key: ProcessKey, seed: &ProcessSeed) -> Option<ProcessKey> {
+        match seed.parent_start {
+            Some(start) => Some(ProcessKey { pid: seed.parent_pid, start }),
+            // `/proc` gives a parent's pid only: it cannot be one that began later than the child.
+            None => self.latest(seed.parent_pid).filter(|parent| *parent != key && parent.start <= key.start),
+        }
+    }
+
+    /// Whether the lineage ends before the first process, or the kernel's first thread: at one whose fork was lost.
+    fn is_broken(&self, key: ProcessKey) -> bool {
+        let top = self.lineage(key).last().map_or(key, |(top, _)| top);
+        top.pid > 2
+    }
+
     /// What is known of a process is brought to what it is now.
     fn correct(&mut self, key: ProcessKey, seed: &ProcessSeed) {
+        if self.get(key).is_none() {
+            return;
+        }
+        // Who forked it stays, unless nobody knows any more whom that one descended from: then it is who has adopted it.
+        let adopted = self.parent_of(key, seed).filter(|parent| self.is_broken(key) && !self.is_broken(*parent));
+        if let Some(parent) = adopted {
+            let before = self.get_mut(key).and_then(|known| known.parent.replace(parent));
+            if let Some(before) = before.and_then(|before| self.get_mut(before)) {
+                before.children = before.children.saturating_sub(1);
+            }
+            if let Some(parent) = self.get_mut(parent) {
+                parent.children = parent.children.saturating_add(1);
+            }
+        }
         let Some(known) = self.get(key) else { return };
         // Arguments and short names are the process's to change: by them alone it is no other program.
         if !seed.exe.starts_with('[') && known.program.exe != seed.exe {
@@ -490,6 +514,14 @@ mod tests {
             assert_eq!(exes(&table, actor), ["/bin/bash", "/sbin/init"]);
         }
         assert_eq!(table.programs.count(), programs + 2);
+        // The fork of a process was lost that forked another and ended: whoever has adopted that one knows more.
+        let (lost, orphan) = (Actor::host(62, 22), Actor::host(63, 23));
+        learn(&mut table, 23, &testing::fork(lost, orphan));
+        learn(&mut table, 23, &testing::exit(lost));
+        assert_eq!(exes(&table, orphan), ["[comm]"]);
+        table.seed(&again(orphan, "/bin/orphan", "orphan"));
+        assert_eq!(exes(&table, orphan), ["/bin/bash", "/sbin/init"]);
+        assert_eq!(table.get(key(shell)).unwrap().children, 3);
         for exe in ["/bin/thief", "[thief]"] {
             table.seed(&again(child, exe, "kworker/0:1"));
             let program = &table.get(key(child)).unwrap().program;

@@ -18,6 +18,7 @@ use detector_common::{ARGV_TRUNCATED, kind};
 
 use crate::{
     alert::{Evidence, Severity},
+    argv::Argv,
     context::{
         Context,
         container::{Container, Namespace, Namespaces},
@@ -35,6 +36,8 @@ use way::Way;
 
 /// Most entries remembered, so that what they run later is not told again.
 const TOLD_MAX: usize = 4096;
+/// How old a process is, in ns, that is not on its way any more.
+const SETTLED_NS: u64 = 1_000_000_000;
 /// Longest name in a title, in characters.
 const NAME: usize = 96;
 
@@ -59,8 +62,8 @@ impl Detector for ContainerExec {
 
     fn observe(&mut self, record: &Record, event: Option<&Event>, context: &Context) -> Vec<Finding> {
         match &record.body {
-            // After a loss: what it executes next is told.
-            Body::Process(seed) if !seed.again => self.was_there(seed, context),
+            Body::Process(seed) if seed.again => return self.found(record, seed, context).into_iter().collect(),
+            Body::Process(seed) => self.was_there(seed, context),
             Body::Tick => {
                 let late = self.pending.late(record.time, |group| is_monitors(group, context));
                 let late = late.into_iter().filter_map(|group| self.without_exec(record, &group, context));
@@ -134,6 +137,40 @@ impl ContainerExec {
         if let Some(container) = entered.or(stranger) {
             self.tell(key, &container.info.id);
         }
+    }
+
+    /// A process that is looked at because events were lost, and lives in a container that it did not begin in.
+    fn found(&mut self, record: &Record, seed: &ProcessSeed, context: &Context) -> Option<Finding> {
+        let key = ProcessKey { pid: seed.pid, start: seed.start };
+        let home = context.container_of(key);
+        let has = Namespaces { mnt: seed.mnt_ns, pid: seed.pid_ns, shared: seed.shared };
+        let entered = context.containers.of_namespaces(&has, home);
+        // Network plugins' tools are silent until they execute something.
+        let entered =
+            entered.filter(|(_, kinds)| kinds.iter().any(|kind| matches!(kind, Namespace::Mnt | Namespace::Pid)));
+        let stranger = |home: &&Container| {
+            // Orphans of a container without pids of its own are adopted outside of it.
+            let own_pids =
+                home.info.joins_pid_of.is_none() && !home.info.host_pid && home.namespaces.pid == seed.pid_ns;
+            own_pids && home.init.is_some_and(|init| !context.descends(key, init))
+        };
+        let container = entered.map(|(owner, _)| owner).or_else(|| home.filter(stranger))?;
+        // A runtime on its way executes in a moment, and that is seen.
+        let age = record.time.0.saturating_sub(key.start.saturating_mul(ProcessKey::TICK_NS));
+        let argv: Argv = seed.argv.iter().collect();
+        let expected = || context.static_pods.probe(container, &argv).is_some();
+        if age < SETTLED_NS || self.is_told(key, container, context) || expected() {
+            return None;
+        }
+        let group = self.pending.resolve(key);
+        self.tell(key, &container.info.id);
+        let way = group.as_ref().map_or(Way::Unseen, |group| way::of(key, Some(group), &[], context));
+        let (severity, reasons) = judge(&way, None, seed.tty.is_some(), key, container, context);
+        let mut evidence = group.map(|group| group.evidence).unwrap_or_default();
+        let detail = format!("executes {}", escape_to(&seed.exe, 256));
+        evidence.push(Evidence { kind: "process", hook: None, sequence: record.seq, detail });
+        let title = format!("Exec into {}: {}", place(container), escape_to(&argv.joined(), NAME));
+        Some(finding(record.time, severity, title, reasons, key, container, evidence))
     }
 
     fn executed(&mut self, record: &Record, actor: ProcessKey, exec: &Exec, context: &Context) -> Option<Finding> {

@@ -484,26 +484,43 @@ fn a_debug_container_among_anothers_processes_is_told_and_a_pod_with_one_pid_nam
 }
 
 #[test]
-fn a_container_that_began_while_events_were_lost_is_entered_like_any_other() {
-    let seed = |actor: Actor, parent: u32, inner_pid: u32| {
-        let seed = testing::seed(actor.pid, actor.start, parent, "/bin/app");
+fn what_came_into_a_container_while_events_were_lost_is_found_there_and_told_once() {
+    let seed = |actor: Actor, parent: u32, inner_pid: u32, exe: &str| {
+        let seed = testing::seed(actor.pid, actor.start, parent, exe);
         let (cgroup_id, mnt_ns, pid_ns) = (actor.cgroup, actor.mnt_ns, actor.pid_ns);
         let seed = crate::record::ProcessSeed { cgroup_id, mnt_ns, pid_ns, inner_pid, again: true, ..seed };
         Body::Process(Box::new(seed))
     };
-    let inside = Actor { pid: 310, start: 115, ..APP };
-    for (parent, told) in [(SHIM.pid, true), (APP.pid, false)] {
-        let mut stream = Stream::new();
-        stream.kernel(testing::fork(SHELL, SHIM));
-        stream.push(Body::Cgroup { id: APP.cgroup, path: "/kubepods/pod1/app-id".to_owned() });
-        stream.push(Body::Container(Box::new(testing::container("app-id", 901, ContainerRole::Member, "app"))));
-        stream.push(seed(APP, SHIM.pid, 1));
-        // It came in meanwhile, or belongs there; what it executes next says.
-        stream.push(seed(inside, parent, 40));
-        assert_eq!(stream.alerts(), []);
-        stream.kernel(testing::exec_in(inside, SHIM, "/bin/sh", &["sh"], POD_SHARED, 40, ""));
-        let alerts = stream.alerts();
-        assert_eq!(alerts.len(), usize::from(told), "{alerts:#?}");
-        assert!(alerts.iter().all(|alert| alert.title.starts_with("Exec into app of pod shop/web-node-1")));
+    // The container was there, or began meanwhile itself.
+    for known in [true, false] {
+        // Who made it, how old it is in seconds, and whether it is told before it executes something.
+        for (parent, age, told) in [(SHIM.pid, 20, true), (APP.pid, 20, false), (SHIM.pid, 0, false)] {
+            let mut stream = Stream::new();
+            stream.kernel(testing::fork(SHELL, SHIM));
+            stream.push(Body::Cgroup { id: APP.cgroup, path: "/kubepods/pod1/app-id".to_owned() });
+            let info = testing::container("app-id", 901, ContainerRole::Member, "app");
+            if known {
+                start(&mut stream, APP, info, "/bin/app");
+            } else {
+                stream.push(Body::Container(Box::new(info)));
+            }
+            stream.wait(30 * SECOND);
+            let inside = Actor { pid: 310, start: stream.now().0 / SECOND - age, ..APP };
+            for _ in 0..2 {
+                stream.push(seed(APP, SHIM.pid, 1, "/bin/app"));
+                stream.push(seed(inside, parent, 40, "/bin/nc"));
+            }
+            let alerts = stream.alerts();
+            assert_eq!(alerts.len(), usize::from(told), "{alerts:#?}");
+            stream.kernel(testing::exec_in(inside, SHIM, "/bin/sh", &["sh"], POD_SHARED, 40, ""));
+            let alerts = stream.alerts();
+            assert_eq!(alerts.len(), usize::from(parent == SHIM.pid), "{alerts:#?}");
+            let what = if told { "/bin/nc" } else { "sh" };
+            for alert in alerts {
+                assert_eq!(alert.title, format!("Exec into app of pod shop/web-node-1: {what}"));
+                assert_eq!(alert.severity, if told { Severity::Medium } else { Severity::High });
+                assert_eq!(alert.reasons[0].starts_with("while events were lost"), told, "{:?}", alert.reasons);
+            }
+        }
     }
 }

@@ -43,13 +43,15 @@ pub enum Way {
     Cgroup,
     /// A container of the pod that lives among the processes of this one.
     Debug(String),
+    /// What would say so was lost.
+    Unseen,
 }
 
 impl Way {
     /// Whether this is how clusters are operated day by day. Some network plugins run their tools in pods' network namespaces.
     pub fn is_usual(&self) -> bool {
         match self {
-            Self::Cri | Self::Docker | Self::Podman | Self::PodmanItself | Self::Debug(_) => true,
+            Self::Cri | Self::Docker | Self::Podman | Self::PodmanItself | Self::Debug(_) | Self::Unseen => true,
             Self::Namespaces(kinds, _) => !kinds.iter().any(|kind| matches!(kind, Namespace::Mnt | Namespace::Pid)),
             Self::Ctr | Self::Runtime(_) | Self::Cgroup => false,
         }
@@ -72,6 +74,7 @@ impl fmt::Display for Way {
                 write!(f, "by its namespaces ({}), past the container runtime", names(kinds))
             }
             Self::Cgroup => f.write_str("moved into its cgroup, past the container runtime"),
+            Self::Unseen => f.write_str("while events were lost: it was found there, and how it came in was not seen"),
             Self::Debug(name) => {
                 write!(f, "an ephemeral container that lives among the processes of {name} (kubectl debug --target)")
             }
