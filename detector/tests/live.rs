@@ -338,7 +338,11 @@ fn who_began_while_events_were_lost_is_named_all_the_same() {
         .unwrap();
     let container = Container::start(
         Path::new(env!("CARGO_BIN_EXE_detector")),
-        &serde_json::json!({"io.kubernetes.cri.container-type": "container"}),
+        &serde_json::json!({
+            "io.kubernetes.cri.container-type": "container",
+            "io.kubernetes.cri.sandbox-namespace": "detector",
+            "io.kubernetes.cri.sandbox-name": "unseen",
+        }),
     )
     .unwrap();
     let mut intruder =
@@ -351,30 +355,30 @@ fn who_began_while_events_were_lost_is_named_all_the_same() {
         thread::sleep(Duration::from_millis(1));
     }
     nix::sys::signal::kill(pid, Signal::SIGCONT).unwrap();
-    let deadline = Instant::now() + 2 * PATIENCE;
-    let mut seen = Vec::new();
-    loop {
-        let alert = agent.alerts.recv_timeout(deadline.saturating_duration_since(Instant::now())).unwrap();
-        let is_loss = alert["title"].as_str().unwrap().ends_with("events were lost in the kernel");
-        seen.push(alert);
-        if is_loss {
-            break;
+    let mut seen: Vec<Value> = Vec::new();
+    let mut until = |wanted: &dyn Fn(&Value) -> bool| {
+        let deadline = Instant::now() + 2 * PATIENCE;
+        while !seen.iter().any(wanted) {
+            let next = agent.alerts.recv_timeout(deadline.saturating_duration_since(Instant::now()));
+            let titles = || seen.iter().map(|alert| alert["title"].to_string()).collect::<Vec<_>>();
+            seen.push(next.unwrap_or_else(|error| panic!("{error}: {:?}", titles())));
         }
-    }
+        seen.clone()
+    };
+    until(&|alert| alert["title"].as_str().unwrap().ends_with("events were lost in the kernel"));
     unseen.stdin.take().unwrap().write_all(POD.as_bytes()).unwrap();
     assert!(unseen.wait().unwrap().success());
-    let alert = agent.alert("a.yaml", "added");
+    let manifest = agent.path("a.yaml");
+    let is_planted = |alert: &Value| alert["file"]["path"] == *manifest.to_str().unwrap();
+    let alert = until(&is_planted).into_iter().find(is_planted).unwrap();
     assert_named(&alert, unseen.id(), &act_program());
     assert_eq!(alert["process"]["argv"][1], "create");
     let entered = container.enter(&[]).unwrap();
-    let deadline = Instant::now() + PATIENCE;
-    while !(seen.iter().any(|alert| alert["process"]["pid"] == entered)) {
-        seen.push(agent.alerts.recv_timeout(deadline.saturating_duration_since(Instant::now())).unwrap());
-    }
+    let seen = until(&|alert| alert["process"]["pid"] == entered);
     let into = seen.iter().filter(|alert| alert["technique"]["id"] == "container-exec");
-    let into: Vec<_> = into.map(|alert| (&alert["container"]["id"], alert["process"]["argv"][0].as_str())).collect();
+    let into: Vec<_> = into.map(|alert| (&alert["pod"]["name"], alert["process"]["argv"][0].as_str())).collect();
     assert_eq!(into.len(), 2, "{into:?}");
-    assert!(into.iter().all(|(id, _)| **id == container.id), "{into:?}");
+    assert!(into.iter().all(|(pod, _)| **pod == "unseen"), "{into:?}");
     assert_eq!(into[0].1, Some("sleep"), "what came in meanwhile: {into:?}");
     drop(container);
     intruder.wait().unwrap();

@@ -270,7 +270,9 @@ impl Containers {
         host: &Namespaces,
     ) -> Option<&Container> {
         let container = self.by_id.get_mut(id)?;
-        let own_pids = has.pid != host.pid && container.info.joins_pid_of.is_none() && !container.info.host_pid;
+        // A bundle says whether it has its own: then what lives in the host's is a runtime's step, whatever it has of the container.
+        let may_own = has.pid != host.pid || matches!(container.info.from, InfoFrom::Bundle(_));
+        let own_pids = may_own && container.info.joins_pid_of.is_none() && !container.info.host_pid;
         if container.init.is_some() || has.mnt == host.mnt || has.mnt == 0 || (own_pids && inner_pid != 1) {
             return None;
         }

@@ -507,6 +507,9 @@ fn what_came_into_a_container_while_events_were_lost_is_found_there_and_told_onc
             stream.wait(30 * SECOND);
             let inside = Actor { pid: 310, start: stream.now().0 / SECOND - age, ..APP };
             for _ in 0..2 {
+                // A runtime's step that is on its way still is not the container's first program.
+                let step = Actor { pid: 215, start: 21, pid_ns: HOST_PID, ..APP };
+                stream.push(seed(step, SHIM.pid, 215, "/usr/sbin/runc"));
                 stream.push(seed(APP, SHIM.pid, 1, "/bin/app"));
                 stream.push(seed(inside, parent, 40, "/bin/nc"));
             }

@@ -93,6 +93,10 @@ impl Live {
         let there: BTreeSet<u64> = cgroups.iter().map(|(id, _)| *id).collect();
         self.look.cgroups.retain(|id| there.contains(id));
         self.bundles.learn_from_shims();
+        // As their execs would have told.
+        for process in &processes {
+            self.bundles.learn(process.argv.iter().map(String::as_str));
+        }
         self.cgroups(cgroups, out)?;
         let alive = processes.iter().map(|process| ProcessKey { pid: process.pid, start: process.start }).collect();
         processes.iter_mut().for_each(|process| process.again = true);

@@ -85,7 +85,9 @@ pub fn own(node: &mut Node, _: &Options, checks: &mut Checks) -> anyhow::Result<
             && work.count("readiness") > 2
             && work.count("liveness") > 2
     })?;
-    node.kubectl(&["--namespace", NAMESPACE, "delete", "pod", &pod.name])?;
+    // Until the API server has forgotten it this kubelet may take a minute more.
+    node.kubectl(&["--namespace", NAMESPACE, "delete", "pod", &pod.name, "--wait=false"])?;
+    node.until("its container has ended", || pod.pid().is_err())?;
     ensure!(work.count("stopped") > 0, "the hook before the end did not run");
     let alerts = watch.rest()?;
     checks.check("three probes, a hook after the start and one before the end: none above low", none(&alerts));
