@@ -9,7 +9,8 @@ use super::Context;
 use crate::{
     alert::Origin,
     record::{
-        ComponentKind, Components, Endpoint, EndpointRole, InodeKey, ProcessKey, Secret, SecretKind, sense::is_token,
+        Component, ComponentKind, Components, Endpoint, EndpointRole, InodeKey, ProcessKey, Secret, SecretKind,
+        sense::is_token,
     },
 };
 
@@ -25,6 +26,8 @@ pub struct Sense {
     pub components: Components,
     /// Static pods' containers in which a part of the control plane ran: namespace, pod and container, newest last.
     known: VecDeque<(ComponentKind, Place)>,
+    /// Processes that had proven to be a part of it and do not any more, newest last: what one did is often found when it has ended.
+    former: VecDeque<(ComponentKind, ProcessKey)>,
 }
 
 /// Namespace, pod and container.
@@ -59,7 +62,16 @@ impl Sense {
 
 impl Context {
     pub(super) fn components(&mut self, components: &Components) {
-        self.sense.components = components.clone();
+        let before = std::mem::replace(&mut self.sense.components, components.clone());
+        let is_still = |found: &Component| {
+            components.components.iter().any(|now| (now.kind, now.process) == (found.kind, found.process))
+        };
+        for found in before.components.into_iter().filter(|found| !is_still(found)) {
+            if self.sense.former.len() >= KNOWN_MAX {
+                self.sense.former.pop_front();
+            }
+            self.sense.former.push_back((found.kind, found.process));
+        }
         let places: BTreeSet<(ComponentKind, Place)> = components
             .components
             .iter()
@@ -81,8 +93,10 @@ impl Context {
     /// such a one ran before.
     #[must_use]
     pub fn is_component(&self, process: ProcessKey, kind: ComponentKind) -> bool {
-        let proven =
+        let listens =
             self.sense.components.components.iter().any(|found| found.process == process && found.kind == kind);
+        let has_ended = || self.processes.get(process).is_some_and(|process| process.exited.is_some());
+        let proven = listens || self.sense.former.contains(&(kind, process)) && has_ended();
         match self.origin(process) {
             (Origin::Host, _) => proven,
             (Origin::Container, Some(container)) => {

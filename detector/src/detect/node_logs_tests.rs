@@ -270,6 +270,24 @@ fn a_kubelet_that_does_not_listen_yet_is_waited_for_and_one_that_never_does_is_t
 }
 
 #[test]
+fn what_a_kubelet_removed_that_has_ended_since_is_still_its_doing_and_one_that_only_stopped_listening_is_told() {
+    for ended in [true, false] {
+        let mut stream = node();
+        stream.kernel(call(KUBELET, UNLINK, Some(LOG), "0.log"));
+        if ended {
+            stream.kernel(testing::exit(KUBELET));
+        }
+        stream.push(Body::Components(Box::default()));
+        changed(&mut stream, removed("0.log", LOG));
+        for _ in 0..31 {
+            stream.wait(SECOND);
+            stream.push(Body::Tick);
+        }
+        assert_eq!(stream.alerts().len(), usize::from(!ended));
+    }
+}
+
+#[test]
 fn a_pods_directory_that_is_moved_away_is_its_movers() {
     let mut stream = node();
     let from = "/var/log/pods/shop_web-node-1_0a1b";
