@@ -219,6 +219,14 @@ pub struct ProcessSeed {
     pub again: bool,
 }
 
+impl ProcessSeed {
+    /// Which process it is of.
+    #[must_use]
+    pub fn key(&self) -> ProcessKey {
+        ProcessKey { pid: self.pid, start: self.start }
+    }
+}
+
 /// Namespaces of a process that several containers of a pod share, by their inode numbers; 0 for one that could not be read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SharedNamespaces {

@@ -288,13 +288,13 @@ impl Stage {
     fn say(&mut self, number: u64, name: &str, result: &str, fine: bool, took: Duration) {
         let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         println!("{}", json!({"case": number, "name": name, "result": result, "ms": ms}));
-        if result == "unattributed" {
-            self.unattributed = true;
-        } else if !fine {
-            self.fine = false;
-        }
         if !fine {
             eprintln!("case {number} {name} {result}");
+            if result == "unattributed" {
+                self.unattributed = true;
+            } else {
+                self.fine = false;
+            }
         }
     }
 

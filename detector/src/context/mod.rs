@@ -76,18 +76,14 @@ impl Context {
             }
             Body::Process(seed) => {
                 self.processes.seed(seed);
-                let key = ProcessKey { pid: seed.pid, start: seed.start };
+                let key = seed.key();
                 let has = Namespaces { mnt: seed.mnt_ns, pid: seed.pid_ns, shared: seed.shared };
-                let first = self.runs(seed.cgroup_id, key, seed.inner_pid, &has).map(|(id, count)| {
-                    *count += u64::from(seed.again);
-                    id
-                });
-                if !seed.again {
+                if seed.again {
+                    // The first program of its container was executed unseen, if it is that.
+                    self.executes(seed.cgroup_id, key, seed.inner_pid, &has, time);
+                } else {
                     self.seeded = time;
-                } else if let Some(id) = first {
-                    // Its first program was executed unseen.
-                    self.containers.began(&id, time);
-                    self.begins = Some(id);
+                    self.runs(seed.cgroup_id, key, seed.inner_pid, &has);
                 }
             }
             Body::Alive { processes } => {
@@ -122,11 +118,7 @@ impl Context {
                 let has = Namespaces { mnt: header.mnt_ns, pid: header.pid_ns, shared: exec.event.shared.into() };
                 let key = ProcessKey::from_ns(header.tgid, header.start_ns);
                 self.acting.executes(key, time);
-                if let Some((id, count)) = self.runs(header.cgroup, key, exec.event.inner_pid, &has) {
-                    *count += 1;
-                    self.containers.began(&id, time);
-                    self.begins = Some(id);
-                }
+                self.executes(header.cgroup, key, exec.event.inner_pid, &has, time);
             }
             _ => {}
         }
@@ -136,6 +128,15 @@ impl Context {
     fn container(&mut self, info: &ContainerInfo) {
         let path = info.cgroup_id.and_then(|cgroup| self.cgroups.path(cgroup));
         self.containers.insert(info, path);
+    }
+
+    /// A program was executed in this cgroup: with the first one its container begins.
+    fn executes(&mut self, cgroup: u64, process: ProcessKey, inner_pid: u32, has: &Namespaces, time: BootNs) {
+        if let Some((id, count)) = self.runs(cgroup, process, inner_pid, has) {
+            *count += 1;
+            self.containers.began(&id, time);
+            self.begins = Some(id);
+        }
     }
 
     /// A program runs in this cgroup. Returns its container, and how well that is known, when it is the first there.

@@ -128,7 +128,7 @@ impl Processes {
     /// A process from `/proc`. What the kernel already told of it is newer and stays, unless it is looked at again because events were
     /// lost: everything that was not is in the table by then.
     pub fn seed(&mut self, seed: &ProcessSeed) {
-        let key = ProcessKey { pid: seed.pid, start: seed.start };
+        let key = seed.key();
         if seed.again {
             self.correct(key, seed);
         }

@@ -7,8 +7,7 @@ use crate::{
     context::Context,
     record::{
         Body, BootNs, ChangeKind, Components, ContainerInfo, ImageArrival, ImageNames, InodeKey, LogsChange,
-        ManifestChange, NodeLogs, PauseConfig, ProcessKey, ProcessSeed, Record, Rules, Secret, SharedNamespaces, Start,
-        Watched,
+        ManifestChange, NodeLogs, PauseConfig, ProcessSeed, Record, Rules, Secret, SharedNamespaces, Start, Watched,
     },
 };
 
@@ -163,7 +162,7 @@ fn seeds(context: &Context) -> Vec<ProcessSeed> {
     seeds.sort_by_key(|seed| (seed.start, seed.pid));
     // Within one tick of the clock a parent may have the higher number.
     let depth = |seed: &ProcessSeed| {
-        let key = ProcessKey { pid: seed.pid, start: seed.start };
+        let key = seed.key();
         context.processes.lineage(key).take_while(|(above, _)| above.start == seed.start).count()
     };
     seeds.sort_by_cached_key(|seed| (seed.start, depth(seed)));
@@ -175,7 +174,7 @@ mod tests {
     use super::*;
     use crate::{
         pipeline::Pipeline,
-        record::ExecutedFile,
+        record::{ExecutedFile, ProcessKey},
         sink,
         testing::{self, Actor, DIR, FILE, POD, Stream, manifest},
     };

@@ -65,7 +65,7 @@ fn body<'a>(row: &mut Row<'a>, body: &'a Body, context: &'a Context) {
             "config"
         }
         Body::Process(seed) => {
-            process(row, ProcessKey { pid: seed.pid, start: seed.start }, context);
+            process(row, seed.key(), context);
             row.parent_pid = row.parent_pid.or((seed.parent_pid != 0).then_some(seed.parent_pid));
             row.detail = json_text(&json!({
                 "argv_truncated": seed.argv_truncated, "inner_pid": seed.inner_pid, "namespaces": seed.shared,

@@ -257,7 +257,7 @@ impl<W: Write> Perfetto<W> {
             return match &seen.record.body {
                 Body::Start(_) => self.start(seen),
                 Body::Process(seed) => {
-                    let key = ProcessKey { pid: seed.pid, start: seed.start };
+                    let key = seed.key();
                     let program = seen.context.processes.get(key).map(|process| &process.program);
                     let is_same = |track: &Track| track.runs && Some(&track.program) == program;
                     // Looked at again, and found as it was.

@@ -45,14 +45,22 @@ impl CaseResult {
     fn is_well(&self) -> bool {
         matches!(self.result.as_str(), "detected" | "silent" | "refused" | "told" | "no such call")
     }
+
+    /// It was told, and of nobody.
+    fn is_unattributed(&self) -> bool {
+        self.result == "unattributed"
+    }
+
+    fn shown(&self) -> String {
+        format!("{} case {} {}: {}", self.backend, self.case, self.name, self.result)
+    }
 }
 
 impl Outcome {
     /// All that makes it a failure, a clause each.
     fn bad(&self) -> Vec<String> {
-        let cases = self.cases.iter().filter(|case| !case.is_well() && case.result != "unattributed");
-        let mut bad: Vec<_> =
-            cases.map(|case| format!("{} case {} {}: {}", case.backend, case.case, case.name, case.result)).collect();
+        let cases = self.cases.iter().filter(|case| !case.is_well() && !case.is_unattributed());
+        let mut bad: Vec<_> = cases.map(CaseResult::shown).collect();
         let long = self.verified.iter().filter(|program| program.count >= VERIFIED_MAX);
         bad.extend(long.map(|program| {
             let Verified { backend, hook, count } = program;
@@ -101,9 +109,8 @@ pub fn summary(outcome: &Outcome) -> String {
     for ((backend, result), count) in counts(outcome) {
         lines.push(format!("    {backend}: {count} {result}"));
     }
-    for case in outcome.cases.iter().filter(|case| case.result == "unattributed") {
-        lines.push(format!("    {} case {} {}: {}", case.backend, case.case, case.name, case.result));
-    }
+    let unattributed = outcome.cases.iter().filter(|case| case.is_unattributed());
+    lines.extend(unattributed.map(|case| format!("    {}", case.shown())));
     if let Some(most) = outcome.verified.iter().max_by_key(|program| program.count) {
         lines.push(format!("    most instructions verified: {}, {} by {}", most.count, most.hook, most.backend));
     }

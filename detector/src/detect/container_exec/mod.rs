@@ -129,7 +129,7 @@ impl Detector for ContainerExec {
 impl ContainerExec {
     /// A process that was in a container before the agent looked: how it came in cannot be told any more.
     fn was_there(&mut self, seed: &ProcessSeed, context: &Context) {
-        let key = ProcessKey { pid: seed.pid, start: seed.start };
+        let key = seed.key();
         let home = context.container_of(key);
         let has = Namespaces { mnt: seed.mnt_ns, pid: seed.pid_ns, shared: seed.shared };
         let entered = context.containers.of_namespaces(&has, home).map(|(owner, _)| owner);
@@ -141,7 +141,7 @@ impl ContainerExec {
 
     /// A process that is looked at because events were lost, and lives in a container that it did not begin in.
     fn found(&mut self, record: &Record, seed: &ProcessSeed, context: &Context) -> Option<Finding> {
-        let key = ProcessKey { pid: seed.pid, start: seed.start };
+        let key = seed.key();
         let home = context.container_of(key);
         let has = Namespaces { mnt: seed.mnt_ns, pid: seed.pid_ns, shared: seed.shared };
         let entered = context.containers.of_namespaces(&has, home);

@@ -75,7 +75,7 @@ impl Detector for Pause {
                 self.acted(record, event, context).map_or_else(Vec::new, |finding| vec![finding])
             }
             Body::Process(seed) => {
-                let key = ProcessKey { pid: seed.pid, start: seed.start };
+                let key = seed.key();
                 if let Some(container) = context.container_of(key).filter(|found| found.is_sandbox())
                     && container.init == Some(key)
                 {

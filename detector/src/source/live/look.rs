@@ -10,7 +10,7 @@ use detector_common::hook;
 use super::{Live, LiveError};
 use crate::{
     decode::hook_name,
-    record::{Body, BootNs, Loss, ProcessKey, ProcessSeed, Record},
+    record::{Body, BootNs, Loss, ProcessSeed, Record},
     source::proc,
 };
 
@@ -66,7 +66,7 @@ impl Live {
     /// Tells of processes, and of what runs in sandboxes what it executes.
     pub(super) fn processes(&mut self, all: Vec<ProcessSeed>, out: &mut Vec<Record>) {
         for process in all {
-            let key = ProcessKey { pid: process.pid, start: process.start };
+            let key = process.key();
             let pause = self.sandboxes.contains(&process.cgroup_id) && process.mnt_ns != self.host_mnt;
             self.push(out, proc::now(), Body::Process(Box::new(process)));
             if pause {
@@ -98,7 +98,7 @@ impl Live {
             self.bundles.learn(process.argv.iter().map(String::as_str));
         }
         self.cgroups(cgroups, out)?;
-        let alive = processes.iter().map(|process| ProcessKey { pid: process.pid, start: process.start }).collect();
+        let alive = processes.iter().map(|process| process.key()).collect();
         processes.iter_mut().for_each(|process| process.again = true);
         self.processes(processes, out);
         self.push(out, proc::now(), Body::Alive { processes: alive });
